@@ -1,0 +1,83 @@
+# Every target sets up what it needs in .venv: Python 3.11 to 3.13 and make are all that a machine must have.
+
+RECIPE ?= digits
+ARCH ?= alexnet
+ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c requirements.lock
+LOCK := pyproject.toml requirements.lock
+
+.DEFAULT_GOAL := help
+.PHONY: help train-torch train-flax evaluate-torch evaluate-flax summary weights data test test-full lint lock clean
+.DELETE_ON_ERROR:
+
+help:  ## list every target
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
+
+train-torch: .venv/.torch  ## train RECIPE (default: digits) in PyTorch; ARGS="--epochs 5 ..." overrides its fields
+	$(BIN)/python -m torch_impl.train $(RECIPE) $(ARGS)
+
+train-flax: .venv/.flax  ## train RECIPE (default: digits) in Flax; ARGS="--epochs 5 ..." overrides its fields
+	$(BIN)/python -m flax_impl.train $(RECIPE) $(ARGS)
+
+evaluate-torch: .venv/.torch  ## evaluate every checkpoint of RUN (a run folder), or one checkpoint, in PyTorch
+	$(BIN)/python -m torch_impl.evaluate $(RUN) $(ARGS)
+
+evaluate-flax: .venv/.flax  ## evaluate every checkpoint of RUN (a run folder), or one checkpoint, in Flax
+	$(BIN)/python -m flax_impl.evaluate $(RUN) $(ARGS)
+
+summary: .venv/.torch .venv/.flax  ## print both networks of ARCH (default: alexnet) side by side: shapes and parameters
+	$(BIN)/python -m parity_tests.summary $(ARCH)
+
+weights: .venv/.torch  ## download torchvision's pretrained AlexNet and convert it for Flax
+	$(BIN)/python -m torch_impl.weights
+
+data: .venv/.torch  ## prepare DATASET (cifar10, fashion_mnist, mnist, imagenet2012) with tensorflow-datasets
+	$(BIN)/python -m common.tfds_data $(DATASET) $(ARGS)
+
+test: lint  ## check style, types and imports, and run the tests (about 10 minutes on 2 cores)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-full: .venv/.test  ## run every test, the long ones too
+	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+lint: .venv/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy common torch_impl flax_impl parity_tests
+	$(BIN)/lint-imports --no-cache
+
+lock:  ## resolve requirements.lock anew (needs uv)
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
+		--no-header --no-annotate --no-emit-index-url --upgrade -o requirements.lock
+
+clean:  ## remove .venv and caches; runs stay
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache *.egg-info
+
+# The first Python of 3.11 to 3.13 that runs: $(PYTHON) if given, else the usual names.
+$(BIN)/python:
+	@for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
+		if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then \
+			echo "Making .venv with $$($$python --version)"; exec $$python -m venv .venv; \
+		fi; \
+	done; \
+	echo "This project needs Python 3.11, 3.12 or 3.13; $(or $(PYTHON),python3) is $$($(or $(PYTHON),python3) --version 2>&1): \
+	name one with make PYTHON=/path/to/python3.12." >&2; exit 1
+
+.venv/.torch: $(LOCK) | $(BIN)/python
+	@echo "Installing PyTorch from the lock (some GB, minutes) ..."
+	$(PIP) -e '.[torch]'
+	@touch $@
+
+# CUDA for JAX comes as an extra, where the driver supports one: CUDA 13 from driver 580 on, CUDA 12 from 525 on.
+.venv/.flax: $(LOCK) | $(BIN)/python
+	@driver=$$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1 | cut -d . -f 1); \
+	if [ "$${driver:-0}" -ge 580 ]; then extra=,cuda13; elif [ "$${driver:-0}" -ge 525 ]; then extra=,cuda12; fi; \
+	echo "Installing JAX and Flax from the lock [flax$$extra] ..."; \
+	$(PIP) -e ".[flax$$extra]"
+	@touch $@
+
+.venv/.test: $(LOCK) | .venv/.torch .venv/.flax
+	$(PIP) -e '.[test]'
+	@touch $@

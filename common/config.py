@@ -1,0 +1,52 @@
+"""Frozen dataclasses to JSON and back, strictly: an unknown or missing field is an error that names it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cattrs
+
+from common.errors import UserError
+
+T = TypeVar("T")
+
+_converter = cattrs.Converter(forbid_extra_keys=True)
+
+
+def to_dict(value: Any) -> dict[str, Any]:
+    """Turn a dataclass into plain dicts and lists that JSON can hold."""
+    return _converter.unstructure(value)
+
+
+def from_dict(fields: Any, kind: type[T], where: str) -> T:
+    """Build a `kind` from `to_dict`'s output.
+
+    Args:
+        fields: dicts and lists, for example from `json.load`.
+        kind: the dataclass to build.
+        where: what holds the fields, for the message (a path).
+
+    Raises:
+        UserError: a field is unknown, missing or of the wrong type, with its path in the structure.
+    """
+    try:
+        return _converter.structure(fields, kind)
+    except cattrs.errors.ClassValidationError as error:
+        problems = "; ".join(cattrs.transform_error(error, path=kind.__name__))
+        raise UserError(f"{where} does not describe a {kind.__name__}: {problems}.") from error
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON file.
+
+    Raises:
+        UserError: the file is missing, unreadable or not JSON, with its path.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}.") from error

@@ -1,0 +1,276 @@
+"""The datasets: what they are, how they are fetched, and reading any set of examples as uint8 pixels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+from common import draws
+from common.arch import Size
+from common.errors import UserError, lookup
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Split = Literal["train", "val", "test"]
+View = Callable[[int, "Image.Image"], np.ndarray]
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_CHUNK = 4096  # examples decoded at a time while a dataset is read into memory
+_DIGITS_TEST = 360  # a fifth of scikit-learn's 1,797
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """A dataset by name.
+
+    Attributes:
+        image: stored size (height, width, channels), or None for photographs of differing sizes.
+        classes: how many.
+        examples: (train, test).
+        test_split: what tensorflow-datasets calls the split that we test on.
+        source: where it comes from.
+    """
+
+    image: Size | None
+    classes: int
+    examples: tuple[int, int]
+    test_split: str
+    source: str
+
+
+DATASETS: dict[str, DatasetSpec] = {
+    "digits": DatasetSpec((8, 8, 1), 10, (1437, 360), "test", "sklearn.datasets.load_digits"),
+    "mnist": DatasetSpec((28, 28, 1), 10, (60_000, 10_000), "test", "tensorflow-datasets mnist"),
+    "fashion_mnist": DatasetSpec((28, 28, 1), 10, (60_000, 10_000), "test", "tensorflow-datasets fashion_mnist"),
+    "cifar10": DatasetSpec((32, 32, 3), 10, (50_000, 10_000), "test", "tensorflow-datasets cifar10"),
+    "imagenet2012": DatasetSpec(
+        None, 1000, (1_281_167, 50_000), "validation", "tensorflow-datasets imagenet2012 (downloaded by hand)"
+    ),
+}
+
+
+class Source(Protocol):
+    """Examples that can be read in any order."""
+
+    def read(self, ids: np.ndarray, view: View | None) -> tuple[np.ndarray, np.ndarray]:
+        """Images uint8 (n, height, width, channels) and labels int32 (n,) of these examples.
+
+        Args:
+            ids: int64 (n,), positions in the source.
+            view: turns photograph `id` into pixels of one size for all; sources of one size ignore it.
+        """
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Images of one size, in memory: uint8 (n, height, width, channels) and int32 (n,)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def read(self, ids: np.ndarray, view: View | None = None) -> tuple[np.ndarray, np.ndarray]:
+        return self.images[ids], self.labels[ids]
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """Photographs on disk, decoded when read.
+
+    Attributes:
+        open: gives the image and the label of one example; raises `UserError` for one that cannot be read.
+        workers: threads that decode; Pillow releases the interpreter's lock while it works.
+    """
+
+    open: Callable[[int], tuple[Image.Image, int]]
+    workers: int = os.cpu_count() or 1
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.workers)
+
+    def read(self, ids: np.ndarray, view: View | None) -> tuple[np.ndarray, np.ndarray]:
+        if view is None:
+            raise ValueError("photographs differ in size: a view is needed")
+
+        def decode(example: int) -> tuple[np.ndarray, int]:
+            image, label = self.open(example)
+            return view(example, image), label
+
+        images, labels = zip(*self._pool.map(decode, ids.tolist()), strict=True)
+        return np.stack(images), np.array(labels, np.int32)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One split of a dataset.
+
+    Attributes:
+        name, split: which.
+        image: stored size (height, width, channels), or None for photographs.
+        class_names: in label order.
+        source: where the examples are read from.
+        ids: int64 (n,), which of the source's examples belong to this split. Draws are keyed by them.
+    """
+
+    name: str
+    split: Split
+    image: Size | None
+    class_names: tuple[str, ...]
+    source: Source
+    ids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def hold_out(self, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+        """Split off a validation set drawn at random.
+
+        Returns:
+            The rest and the held-out part (`split` "val"), each in the original order.
+
+        Raises:
+            UserError: one of the two would be empty.
+        """
+        count = round(fraction * len(self))
+        if not 0 < count < len(self):
+            raise UserError(f"val_fraction {fraction} leaves {count} of {len(self)} examples for validation.")
+        shuffled = draws.order(seed, 0, len(self), draws.Stream.SPLIT)
+        rest, held = np.sort(shuffled[count:]), np.sort(shuffled[:count])
+        return replace(self, ids=self.ids[rest]), replace(self, ids=self.ids[held], split="val")
+
+
+def load(name: str, data_dir: Path | None = None) -> tuple[Dataset, Dataset]:
+    """Load the training and the test split.
+
+    Args:
+        name: a key of `DATASETS`, or "folder:PATH" for a folder with one folder of images per class.
+        data_dir: where tensorflow-datasets keeps its data; its own default (`TFDS_DATA_DIR`) when not given.
+
+    Raises:
+        UserError: unknown name, or data that is not there and cannot be fetched: what is missing, where it was
+            looked for and the command that prepares it.
+    """
+    if name.startswith("folder:"):
+        return _load_folder(name, Path(name.removeprefix("folder:")).expanduser())
+    spec = lookup(DATASETS, name, "dataset")
+    if name == "digits":
+        return _load_digits(spec)
+    from common import tfds_data  # imports tensorflow-datasets
+
+    if spec.image is None:
+        return tfds_data.load_photographs(name, spec, data_dir)
+    return tfds_data.load_arrays(name, spec, data_dir)
+
+
+def whole(name: str, split: Split, image: Size, class_names: Sequence[str], source: Arrays) -> Dataset:
+    """A `Dataset` of every example of an in-memory source."""
+    return Dataset(name, split, image, tuple(class_names), source, np.arange(len(source.labels)))
+
+
+def read_in_chunks(examples: Any, count: int, image: Size, what: str) -> Arrays:
+    """Read a random-access source of {"image", "label"} into memory, with a progress bar on a terminal."""
+    from rich.progress import track
+
+    images = np.empty((count, *image), np.uint8)
+    labels = np.empty(count, np.int32)
+    starts = range(0, count, _CHUNK)
+    for start in track(starts, f"Reading {what}", transient=True):
+        rows = examples.__getitems__(range(start, min(start + _CHUNK, count)))
+        images[start : start + len(rows)] = np.stack([row["image"] for row in rows])
+        labels[start : start + len(rows)] = [row["label"] for row in rows]
+    return Arrays(images, labels)
+
+
+def _load_digits(spec: DatasetSpec) -> tuple[Dataset, Dataset]:
+    """scikit-learn's digits: 16 grey levels spread over 0 to 255, a fixed stratified fifth for testing."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    assert spec.image is not None
+    bunch = load_digits()
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = bunch.target.astype(np.int32)
+    train, test = train_test_split(np.arange(len(labels)), test_size=_DIGITS_TEST, stratify=labels, random_state=0)
+    names = [str(digit) for digit in bunch.target_names]
+    return (
+        whole("digits", "train", spec.image, names, Arrays(images[train], labels[train])),
+        whole("digits", "test", spec.image, names, Arrays(images[test], labels[test])),
+    )
+
+
+def _load_folder(name: str, root: Path) -> tuple[Dataset, Dataset]:
+    """`root/train/CLASS/*` and `root/test/CLASS/*` (or `val`); else `root/CLASS/*`, a fixed fifth of each tested."""
+    if not root.is_dir():
+        raise UserError(f"The dataset {name!r} is not there: {root.absolute()} is not a folder.")
+    test_root = next((root / held for held in ("test", "val") if (root / held).is_dir()), None)
+    if (root / "train").is_dir() and test_root:
+        names = _class_names(root / "train")
+        if names != _class_names(test_root):
+            raise UserError(f"{root / 'train'} and {test_root} must hold the same classes, one folder each.")
+        train, test = _list_images(root / "train", names), _list_images(test_root, names)
+    else:
+        names = _class_names(root)
+        files = _list_images(root, names)
+        place = _place_in_class([label for _, label in files])
+        train = [file for file, position in zip(files, place, strict=True) if position % 5]
+        test = [file for file, position in zip(files, place, strict=True) if position % 5 == 0]
+    return _photographs(name, "train", names, train), _photographs(name, "test", names, test)
+
+
+def _place_in_class(labels: Sequence[int]) -> list[int]:
+    """How many examples of the same class come before each example."""
+    seen: dict[int, int] = {}
+    places = []
+    for label in labels:
+        places.append(seen.get(label, 0))
+        seen[label] = places[-1] + 1
+    return places
+
+
+def _class_names(root: Path) -> list[str]:
+    names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if len(names) < 2:
+        raise UserError(f"{root.absolute()} must hold one folder of images per class, at least two; it has {names}.")
+    return names
+
+
+def _list_images(root: Path, names: Sequence[str]) -> list[tuple[Path, int]]:
+    """Every image below each class's folder, in a fixed order, with its label."""
+    files = []
+    for label, name in enumerate(names):
+        found = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        if not found:
+            raise UserError(f"{(root / name).absolute()} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
+        files += [(path, label) for path in found]
+    return files
+
+
+def _photographs(name: str, split: Split, names: Sequence[str], files: list[tuple[Path, int]]) -> Dataset:
+    def open_file(index: int) -> tuple[Image.Image, int]:
+        path, label = files[index]
+        return open_image(path), label
+
+    return Dataset(name, split, None, tuple(names), Photographs(open_file), np.arange(len(files)))
+
+
+def open_image(path: Path) -> Image.Image:
+    """Decode one image file as RGB, turned upright by its EXIF orientation.
+
+    Raises:
+        UserError: the file is missing, damaged or no image, with its path.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"Cannot read the image {path}: {error}. Mend or remove it.") from error

@@ -1,0 +1,64 @@
+"""Random numbers as a function of (seed, stream, epoch, index) and of nothing else.
+
+numpy's Philox is counter-based: the key holds (seed, stream), the counter (position, -, epoch, -). So any example's
+numbers can be had alone, in any order, on any process, and both frameworks see the same ones. Only raw uniforms are
+taken from it, since numpy may change how its other distributions consume the stream (NEP 19).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+_BLOCK = 4  # 64-bit words that one Philox counter value gives
+
+
+class Stream(IntEnum):
+    """What a draw is for. A new purpose is a new number at the end: renumbering would change every run."""
+
+    SPLIT = 0
+    ORDER = 1
+    CROP = 2
+    FLIP = 3
+    PCA = 4
+    RESIZED_CROP = 5
+    INIT = 6
+
+
+def uniforms(seed: int, stream: Stream, epoch: int, count: int, width: int) -> np.ndarray:
+    """Draw `width` numbers for each of `count` examples.
+
+    Returns:
+        float64 (count, width) in [0, 1). Row i does not depend on `count`.
+    """
+    words = _words(width)
+    return _generator(seed, stream, epoch, 0).random((count, words))[:, :width]
+
+
+def uniforms_at(seed: int, stream: Stream, epoch: int, index: int, width: int) -> np.ndarray:
+    """Row `index` of `uniforms` alone: float64 (width,). For data too large for a table of all rows."""
+    return _generator(seed, stream, epoch, index * _words(width) // _BLOCK).random(width)
+
+
+def order(seed: int, epoch: int, count: int, stream: Stream = Stream.ORDER) -> np.ndarray:
+    """A random permutation of range(count): int64 (count,)."""
+    return np.argsort(uniforms(seed, stream, epoch, count, 1)[:, 0], kind="stable")
+
+
+def normals(uniform: np.ndarray) -> np.ndarray:
+    """Standard normals from pairs of uniforms (Box and Muller, 1958): (..., 2k) -> (..., k)."""
+    half = uniform.shape[-1] // 2
+    radius = np.sqrt(-2.0 * np.log1p(-uniform[..., :half]))
+    return radius * np.cos(2.0 * np.pi * uniform[..., half:])
+
+
+def _words(width: int) -> int:
+    """Words reserved per example: whole counter values, so that each row starts at one."""
+    return -(-width // _BLOCK) * _BLOCK
+
+
+def _generator(seed: int, stream: Stream, epoch: int, block: int) -> np.random.Generator:
+    key = np.array([seed, stream], dtype=np.uint64)
+    counter = np.array([block, 0, epoch, 0], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))

@@ -1,0 +1,189 @@
+"""The exchange format: one safetensors file, the layers' own names, PyTorch's layout. Strict on the way in.
+
+A model trained in either framework is written as `conv1.conv.weight` (out, in, height, width), `fc6.weight`
+(out, channels * height * width) and so on, with its `Arch` as JSON in the metadata. torchvision's names are
+understood too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.arch import Arch
+from common.config import from_dict, to_dict
+from common.errors import UserError
+
+Tensors = dict[str, np.ndarray]
+
+COUNTER = "num_batches_tracked"  # PyTorch's batch norm counts its updates; Flax has no such tensor
+
+# torchvision/models/alexnet.py numbers the modules of two nn.Sequentials, ReLUs, pools and dropouts included.
+TORCHVISION_LAYERS = {
+    "features.0": "conv1.conv",
+    "features.3": "conv2.conv",
+    "features.6": "conv3.conv",
+    "features.8": "conv4.conv",
+    "features.10": "conv5.conv",
+    "classifier.1": "fc6",
+    "classifier.4": "fc7",
+    "classifier.6": "fc8",
+}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Tensors to load into a model, and the layers that a file does not give and that stay fresh."""
+
+    tensors: Tensors
+    fresh: tuple[str, ...]
+
+
+def shapes(arch: Arch) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of an architecture, in the order of the layers."""
+    table: dict[str, tuple[int, ...]] = {}
+    channels = arch.image[2]
+    for name, conv in arch.named_convs():
+        table[f"{name}.conv.weight"] = (conv.features, channels // conv.groups, conv.kernel, conv.kernel)
+        if conv.bias:
+            table[f"{name}.conv.bias"] = (conv.features,)
+        if conv.norm:
+            for part in ("weight", "bias", "running_mean", "running_var"):
+                table[f"{name}.norm.{part}"] = (conv.features,)
+        channels = conv.features
+    height, width, channels = arch.feature_size
+    inputs = height * width * channels
+    for name, dense in arch.named_dense():
+        table[f"{name}.weight"] = (dense.features, inputs)
+        table[f"{name}.bias"] = (dense.features,)
+        inputs = dense.features
+    return table
+
+
+def rename(names: Iterable[str]) -> dict[str, str]:
+    """Map each name to ours: torchvision's are translated, others stay."""
+    table = {}
+    for name in names:
+        layer, _, part = name.rpartition(".")
+        table[name] = f"{TORCHVISION_LAYERS[layer]}.{part}" if layer in TORCHVISION_LAYERS else name
+    return table
+
+
+def to_torchvision(name: str) -> str:
+    """Our name of a tensor of `alexnet` -> torchvision's."""
+    layer, _, part = name.rpartition(".")
+    back = {ours: theirs for theirs, ours in TORCHVISION_LAYERS.items()}
+    return f"{back[layer]}.{part}"
+
+
+def check(state: Mapping[str, Any], arch: Arch, where: str) -> Tensors:
+    """Accept a complete set of tensors for `arch`, or refuse it whole.
+
+    Args:
+        state: arrays by name, ours or torchvision's; anything that numpy can view, in PyTorch's layout.
+        arch: which the tensors must fit exactly; nothing is reshaped or transposed to fit.
+        where: what holds them, for the message.
+
+    Returns:
+        The tensors under our names, in the order of the layers. PyTorch's batch counters are left out.
+
+    Raises:
+        UserError: lists every missing, unknown, mis-shaped and non-finite tensor.
+    """
+    return _accept(state, shapes(arch), arch, where)
+
+
+def check_partial(state: Mapping[str, Any], arch: Arch, where: str) -> Loaded:
+    """As `check`, for starting a run: the classifier may be absent, or its last layer made for other classes.
+
+    Raises:
+        UserError: anything else is missing, unknown, mis-shaped or not finite.
+    """
+    wanted = shapes(arch)
+    names = rename(state)
+    given = {names[name]: tuple(np.shape(array)) for name, array in state.items()}
+    dense = [name for name, _ in arch.named_dense()]
+    fresh: list[str] = []
+    if not any(name.split(".")[0] in dense for name in given):
+        fresh = dense
+    elif given.get(f"{dense[-1]}.weight", ())[:1] != (arch.classes,):
+        fresh = dense[-1:]
+        state = {name: array for name, array in state.items() if names[name].split(".")[0] not in fresh}
+    wanted = {name: shape for name, shape in wanted.items() if name.split(".")[0] not in fresh}
+    return Loaded(_accept(state, wanted, arch, where), tuple(fresh))
+
+
+def _accept(state: Mapping[str, Any], wanted: dict[str, tuple[int, ...]], arch: Arch, where: str) -> Tensors:
+    ours = rename(state)
+    tensors = {ours[name]: np.asarray(array) for name, array in state.items() if not name.endswith(COUNTER)}
+    problems = [f"{name} {shape} is missing" for name, shape in wanted.items() if name not in tensors]
+    problems += [f"{name} {array.shape} is unknown" for name, array in tensors.items() if name not in wanted]
+    for name in wanted.keys() & tensors.keys():
+        if tensors[name].shape != wanted[name]:
+            problems.append(f"{name} is {tensors[name].shape}, not {wanted[name]}")
+        elif not np.isfinite(tensors[name]).all():
+            problems.append(f"{name} holds NaN or infinity")
+    if problems:
+        raise UserError(f"{where} does not fit {arch.name} with {arch.classes} classes: {'; '.join(sorted(problems))}.")
+    return {name: tensors[name] for name in wanted}
+
+
+def pretrained_path() -> Path:
+    """Where `make weights` puts torchvision's ImageNet weights in the exchange format."""
+    return Path.home() / ".cache" / "alexnet-twice" / "alexnet_imagenet1k_v1.safetensors"
+
+
+def write(path: Path, tensors: Mapping[str, np.ndarray], arch: Arch, batches_tracked: int = 0) -> None:
+    """Write a model to a .safetensors file, whole or not at all.
+
+    Args:
+        path: of the file.
+        tensors: by our names, in PyTorch's layout.
+        arch: goes into the metadata.
+        batches_tracked: updates of the running statistics so far, for PyTorch.
+    """
+    from safetensors.numpy import save_file
+
+    metadata = {"arch": json.dumps(to_dict(arch)), COUNTER: str(batches_tracked)}
+    part = path.with_name(path.name + ".part")
+    # safetensors writes the memory as it lies: a transposed view must be copied first.
+    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, part, metadata)
+    part.replace(path)
+
+
+def read(path: Path) -> tuple[Tensors, dict[str, str]]:
+    """Read the tensors and metadata of a .safetensors file.
+
+    Raises:
+        UserError: no such file, or it is truncated, corrupt or of another format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise UserError(f"There is no file {path.absolute()}.")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a readable .safetensors file: {error}. A .pth file is converted by "
+            f"`python -m torch_impl.weights SOURCE DEST.safetensors`."
+        ) from error
+
+
+def read_arch(metadata: Mapping[str, str], where: str) -> Arch:
+    """The architecture that a file of ours carries.
+
+    Raises:
+        UserError: it carries none.
+    """
+    try:
+        fields = json.loads(metadata["arch"])
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{where} does not say which architecture it holds.") from error
+    return from_dict(fields, Arch, where)

@@ -1,0 +1,157 @@
+"""PyTorch's weights as Flax variables and back: transposed, and fc6's inputs reordered, bit for bit.
+
+numpy and .safetensors only: torch is not needed, and `torch_impl.weights` turns other formats into .safetensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from common import exchange
+from common.arch import Arch
+from common.errors import UserError
+
+_TO_FLAX = {
+    ("conv", "weight"): ("params", "kernel"),
+    ("norm", "weight"): ("params", "scale"),
+    ("norm", "running_mean"): ("batch_stats", "mean"),
+    ("norm", "running_var"): ("batch_stats", "var"),
+}
+
+
+def from_torch(state_dict: Mapping[str, Any], arch: Arch) -> dict[str, Any]:
+    """A PyTorch state dict -> Flax variables.
+
+    Args:
+        state_dict: every tensor of the network by name, ours or torchvision's: numpy arrays or CPU tensors.
+        arch: of the network.
+
+    Returns:
+        {"params": ...} and, with batch norm, "batch_stats": numpy arrays of the dtypes given.
+
+    Raises:
+        UserError: lists every missing, unknown, mis-shaped and non-finite tensor.
+    """
+    tensors = exchange.check(state_dict, arch, "The state dict")
+    # Copies: PyTorch updates its tensors in place, and a view would follow.
+    copies = {name: np.array(to_flax_layout(name, array, arch), order="C") for name, array in tensors.items()}
+    return unflatten_dict({flax_path(name): array for name, array in copies.items()})
+
+
+def to_torch(variables: Mapping[str, Any], arch: Arch) -> dict[str, np.ndarray]:
+    """Flax variables -> a PyTorch state dict with our names; `load_state_dict` takes it after `torch.from_numpy`.
+
+    Args:
+        variables: {"params": ...} and, with batch norm, "batch_stats".
+        arch: of the network.
+
+    Raises:
+        UserError: lists every missing, unknown, mis-shaped and non-finite tensor.
+    """
+    flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(dict(variables)).items()}
+    expected = {flax_path(name): name for name in exchange.shapes(arch)}
+    tensors = {}
+    for path, leaf in flat.items():
+        name = expected.get(path, "/".join(path))
+        tensors[name] = np.array(to_torch_layout(name, leaf, arch), order="C") if path in expected else leaf
+    return exchange.check(tensors, arch, "The tree of variables")
+
+
+def flax_path(name: str) -> tuple[str, ...]:
+    """`conv1.norm.running_var` -> ("batch_stats", "conv1", "norm", "var")."""
+    *layer, part = name.split(".")
+    kind = layer[-1] if layer[-1] in ("conv", "norm") else "conv"  # a dense layer's weight is a kernel too
+    collection, leaf = _TO_FLAX.get((kind, part), ("params", part))
+    return (collection, *layer, leaf)
+
+
+def to_flax_layout(name: str, array: np.ndarray, arch: Arch) -> np.ndarray:
+    """(O, I, H, W) -> (H, W, I, O); (out, in) -> (in, out), the first dense layer's inputs from C, H, W to H, W, C."""
+    if array.ndim == 4:
+        return array.transpose(2, 3, 1, 0)
+    if array.ndim == 2 and name == _first_dense(arch):
+        height, width, channels = arch.feature_size
+        return array.reshape(-1, channels, height, width).transpose(2, 3, 1, 0).reshape(array.shape[::-1])
+    return array.T
+
+
+def to_torch_layout(name: str, array: np.ndarray, arch: Arch) -> np.ndarray:
+    """The inverse of `to_flax_layout`. An array of a shape that does not fit is left for the caller to refuse."""
+    if array.ndim == 4:
+        return array.transpose(3, 2, 0, 1)
+    height, width, channels = arch.feature_size
+    if array.ndim == 2 and name == _first_dense(arch) and len(array) == height * width * channels:
+        return array.reshape(height, width, channels, -1).transpose(3, 2, 0, 1).reshape(array.shape[::-1])
+    return array.T
+
+
+def _first_dense(arch: Arch) -> str:
+    return f"{next(arch.named_dense())[0]}.weight"
+
+
+def save(path: Path, variables: Mapping[str, Any], arch: Arch, batches_tracked: int = 0) -> None:
+    """Write variables in the exchange format, which `torch_impl` opens.
+
+    Raises:
+        UserError: as `to_torch`.
+    """
+    exchange.write(path, to_torch(variables, arch), arch, batches_tracked)
+
+
+def load(path: Path, arch: Arch) -> dict[str, Any]:
+    """Read variables of `arch` from a .safetensors file, ours or with torchvision's names.
+
+    Raises:
+        UserError: the file cannot be read, or does not hold exactly these tensors.
+    """
+    tensors, _ = exchange.read(path)
+    return from_torch(exchange.check(tensors, arch, str(path)), arch)
+
+
+def load_partial(path: Path, variables: dict[str, Any], arch: Arch) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Start from a file: a whole network, one with another last layer, or a backbone alone.
+
+    Returns:
+        The variables, and the names of the layers that stayed as they were.
+
+    Raises:
+        UserError: the file cannot be read, or more is missing than the classifier.
+    """
+    if path.suffix != ".safetensors":
+        raise UserError(f"Flax reads .safetensors only. Convert: python -m torch_impl.weights {path} DEST.safetensors")
+    loaded = exchange.check_partial(exchange.read(path)[0], arch, str(path))
+    flat = flatten_dict(variables)
+    for name, array in loaded.tensors.items():
+        old = flat[flax_path(name)]
+        flat[flax_path(name)] = to_flax_layout(name, array, arch).astype(old.dtype)
+    return unflatten_dict(flat), loaded.fresh
+
+
+def load_pretrained(
+    variables: dict[str, Any], arch: Arch, path: Path | None = None
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Load torchvision's ImageNet weights; the last layer stays fresh for another number of classes.
+
+    Args:
+        variables: to replace.
+        arch: of the network.
+        path: of the .safetensors file; the one that `make weights` writes when not given.
+
+    Returns:
+        The variables, and the names of the layers that stayed as they were.
+
+    Raises:
+        UserError: there is no such file, or `arch` is another network.
+    """
+    path = path or exchange.pretrained_path()
+    if not path.is_file():
+        raise UserError(
+            f"torchvision's pretrained AlexNet is not in {path}. `make weights` puts it there (needs PyTorch, once), "
+            f"or start from a file you have with --init-from FILE."
+        )
+    return load_partial(path, variables, arch)

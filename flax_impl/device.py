@@ -1,0 +1,41 @@
+"""Where JAX computes, and how a batch gets there. Read next to `torch_impl/device.py`."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import jax
+from jax import Array
+
+from common.errors import UserError
+from common.pipeline import Batch
+
+
+def pick_device(name: str) -> jax.Device:
+    """`auto` takes the GPU if JAX sees one, `cpu` and `gpu` insist.
+
+    Raises:
+        UserError: a GPU is asked for and JAX sees none; says why that may be.
+    """
+    if name == "cpu":
+        return jax.devices("cpu")[0]
+    device = jax.devices()[0]
+    if name == "gpu" and device.platform != "gpu":
+        raise UserError(
+            f"--device gpu: JAX {jax.__version__} sees no GPU; is an extra installed (pip install '.[flax,cuda13]', "
+            f"or cuda12), and does the driver support it?"
+        )
+    return device
+
+
+def describe(device: jax.Device) -> str:
+    """The device in words."""
+    if device.platform == "cpu":
+        return f"cpu ({platform.machine()}, {os.cpu_count()} cores)"
+    return device.device_kind
+
+
+def to_device(batch: Batch, device: jax.Device) -> tuple[Array, Array, dict[str, Array]]:
+    """Images uint8 (N, H, W, C), labels int32 (N,) and draws on the device; the copies do not wait for it."""
+    return jax.device_put((batch.images, batch.labels, batch.draws), device)

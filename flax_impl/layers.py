@@ -1,0 +1,54 @@
+"""What PyTorch has and linen lacks: local response norm, adaptive pooling, and PyTorch's running variance."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from common.arch import LocalResponseNorm
+
+
+def local_response_norm(x: Array, spec: LocalResponseNorm) -> Array:
+    """Section 3.3 of the 2012 paper, over the last axis, zeros beyond its ends: (N, H, W, C) -> the same.
+
+    An even window reaches one channel further down than up, as PyTorch's does.
+    """
+    reach = [(0, 0)] * 3 + [(spec.size // 2, (spec.size - 1) // 2)]
+    squares = jax.lax.reduce_window(x * x, jnp.zeros((), x.dtype), jax.lax.add, (1, 1, 1, spec.size), (1,) * 4, reach)
+    return x / (spec.k + spec.alpha * squares) ** spec.beta
+
+
+def adaptive_avg_pool(x: Array, bins: int) -> Array:
+    """Average into `bins` rows and columns, as `torch.nn.AdaptiveAvgPool2d` does: (N, H, W, C) -> (N, bins, bins, C).
+
+    Bin i of n pixels covers floor(i * n / bins) up to, not including, ceil((i + 1) * n / bins).
+    """
+    for axis in (1, 2):
+        pixels = x.shape[axis]
+        if pixels != bins:
+            edges = [(i * pixels // bins, -(-(i + 1) * pixels // bins)) for i in range(bins)]
+            means = [jnp.mean(jax.lax.slice_in_dim(x, *edge, axis=axis), axis, keepdims=True) for edge in edges]
+            x = jnp.concatenate(means, axis)
+    return x
+
+
+class BatchNorm(nn.BatchNorm):
+    """linen's, with the running variance unbiased as PyTorch's: times n / (n - 1), n values per channel.
+
+    The batch itself is normalised by the biased variance in both frameworks.
+    """
+
+    use_fast_variance: bool = False  # E[x^2] - E[x]^2 cancels; PyTorch averages the squared distance from the mean
+
+    def __call__(self, x: Array, use_running_average: bool | None = None, *, mask: Array | None = None) -> Array:
+        """(N, H, W, C) -> the same, normalised per channel."""
+        old: Array = self.get_variable("batch_stats", "var")
+        y = super().__call__(x, use_running_average, mask=mask)
+        if not use_running_average and not self.is_initializing():
+            n = x.size // x.shape[-1]
+            kept = self.momentum * old
+            biased = self.get_variable("batch_stats", "var") - kept
+            self.put_variable("batch_stats", "var", kept + biased * (n / max(n - 1, 1)))
+        return y

@@ -1,0 +1,195 @@
+"""AlexNet and LeNet in Flax linen: NHWC, one named line per layer. Read next to `torch_impl/model.py`."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from common.arch import Arch, ConvSpec, LocalResponseNorm, MaxPool, get_arch
+from common.errors import UserError
+from common.initializers import get_init
+from flax_impl.init import initialize
+from flax_impl.layers import BatchNorm, adaptive_avg_pool, local_response_norm
+
+
+class ConvBlock(nn.Module):
+    """Convolution, batch norm if any, ReLU, then pools and local response norms in the spec's order.
+
+    Attributes:
+        spec: of the block.
+        dtype: of the arithmetic; None takes the widest of inputs and parameters.
+        param_dtype: of the parameters.
+    """
+
+    spec: ConvSpec
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        spec, types = self.spec, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        self.conv = nn.Conv(
+            spec.features,
+            (spec.kernel, spec.kernel),
+            spec.stride,
+            padding=spec.padding,  # explicit: "SAME" would pad a strided layer unevenly, which PyTorch cannot
+            feature_group_count=spec.groups,
+            use_bias=spec.bias,
+            **types,
+        )
+        if spec.norm:
+            self.norm = BatchNorm(momentum=1 - spec.norm.momentum, epsilon=spec.norm.eps, **types)
+
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """(N, H, W, C) -> (N, H', W', features)."""
+        x = self.conv(x)
+        x = self.norm(x, use_running_average=not train) if self.spec.norm else x
+        x = nn.relu(x)
+        for step in self.spec.after:
+            x = _after(step, x)
+        return x
+
+
+def _after(step: MaxPool | LocalResponseNorm, x: Array) -> Array:
+    if isinstance(step, MaxPool):
+        padding = [(step.padding, step.padding)] * 2
+        return nn.max_pool(x, (step.size, step.size), (step.stride, step.stride), padding)
+    return local_response_norm(x, step)
+
+
+class AlexNet(nn.Module):
+    """Five convolution blocks and three dense layers, as `arch` says.
+
+    `AlexNet(arch).init(key, images, train=False)` draws linen's own initial values; `flax_impl.init.initialize`
+    draws a recipe's. Dropout takes its key from `rngs={"dropout": key}`.
+
+    Raises:
+        UserError: `arch` does not have five convolutions and three dense layers.
+    """
+
+    arch: Arch
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        _check_depth(self.arch, type(self).__name__, 5, 3)
+        block = partial(ConvBlock, dtype=self.dtype, param_dtype=self.param_dtype)
+        dense = partial(nn.Dense, dtype=self.dtype, param_dtype=self.param_dtype)
+        conv1, conv2, conv3, conv4, conv5 = self.arch.convs
+        fc6, fc7, fc8 = self.arch.dense
+        self.conv1 = block(conv1)
+        self.conv2 = block(conv2)
+        self.conv3 = block(conv3)
+        self.conv4 = block(conv4)
+        self.conv5 = block(conv5)
+        self.drop6 = nn.Dropout(fc6.dropout)
+        self.fc6 = dense(fc6.features)
+        self.drop7 = nn.Dropout(fc7.dropout)
+        self.fc7 = dense(fc7.features)
+        self.drop8 = nn.Dropout(fc8.dropout)
+        self.fc8 = dense(fc8.features)
+
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Images (N, H, W, C), normalised -> logits (N, classes)."""
+        self.arch.check_input(x.shape[1], x.shape[2], x.shape[3])
+        x = self.conv1(x, train=train)
+        x = self.conv2(x, train=train)
+        x = self.conv3(x, train=train)
+        x = self.conv4(x, train=train)
+        x = self.conv5(x, train=train)
+        x = adaptive_avg_pool(x, self.arch.adaptive_pool) if self.arch.adaptive_pool else x
+        x = x.reshape(
+            x.shape[0], -1
+        )  # (N, H * W * C); PyTorch flattens C * H * W, so the converter permutes fc6's rows
+        x = self.drop6(x, deterministic=not train)
+        x = nn.relu(self.fc6(x))
+        x = self.drop7(x, deterministic=not train)
+        x = nn.relu(self.fc7(x))
+        x = self.drop8(x, deterministic=not train)
+        x = self.fc8(x)
+        return x
+
+
+class LeNet(nn.Module):
+    """Two convolution blocks and two dense layers, as `arch` says.
+
+    Raises:
+        UserError: `arch` does not have two convolutions and two dense layers.
+    """
+
+    arch: Arch
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        _check_depth(self.arch, type(self).__name__, 2, 2)
+        block = partial(ConvBlock, dtype=self.dtype, param_dtype=self.param_dtype)
+        dense = partial(nn.Dense, dtype=self.dtype, param_dtype=self.param_dtype)
+        conv1, conv2 = self.arch.convs
+        fc3, fc4 = self.arch.dense
+        self.conv1 = block(conv1)
+        self.conv2 = block(conv2)
+        self.drop3 = nn.Dropout(fc3.dropout)
+        self.fc3 = dense(fc3.features)
+        self.drop4 = nn.Dropout(fc4.dropout)
+        self.fc4 = dense(fc4.features)
+
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Images (N, H, W, C), normalised -> logits (N, classes)."""
+        self.arch.check_input(x.shape[1], x.shape[2], x.shape[3])
+        x = self.conv1(x, train=train)
+        x = self.conv2(x, train=train)
+        x = adaptive_avg_pool(x, self.arch.adaptive_pool) if self.arch.adaptive_pool else x
+        x = x.reshape(x.shape[0], -1)  # (N, H * W * C); PyTorch flattens C * H * W
+        x = self.drop3(x, deterministic=not train)
+        x = nn.relu(self.fc3(x))
+        x = self.drop4(x, deterministic=not train)
+        x = self.fc4(x)
+        return x
+
+
+def build(arch: Arch, *, dtype: Any = None, param_dtype: Any = jnp.float32) -> AlexNet | LeNet:
+    """The module whose number of layers `arch` has.
+
+    Raises:
+        UserError: there is none.
+    """
+    kind = LeNet if len(arch.convs) == 2 else AlexNet
+    return kind(arch, dtype=dtype, param_dtype=param_dtype)
+
+
+def create(
+    name: str, *, num_classes: int | None = None, init: str = "torch", seed: int = 0, pretrained: bool | str = False
+) -> tuple[AlexNet | LeNet, dict[str, Any]]:
+    """A named network and its variables, ready for `model.apply(variables, images, train=False)`.
+
+    Args:
+        name: a key of `common.arch.ARCHS`.
+        num_classes: logits, if other than the architecture's own.
+        init: a key of `common.initializers.INITS`, drawn with `seed`.
+        pretrained: load torchvision's ImageNet weights (`alexnet` only), from the file that `make weights` writes
+            or from the one named. With another number of classes the last layer stays fresh.
+
+    Raises:
+        UserError: unknown name, or weights that cannot be had or do not fit.
+    """
+    arch = get_arch(name).adapt(classes=num_classes)
+    model = build(arch)
+    variables = initialize(model, get_init(init), seed)
+    if pretrained:
+        from flax_impl.convert import load_pretrained
+
+        variables, _ = load_pretrained(variables, arch, None if pretrained is True else Path(pretrained))
+    return model, variables
+
+
+def _check_depth(arch: Arch, name: str, convs: int, dense: int) -> None:
+    if (len(arch.convs), len(arch.dense)) != (convs, dense):
+        raise UserError(
+            f"{name} takes {convs} convolutions and {dense} dense layers; "
+            f"{arch.name} has {len(arch.convs)} and {len(arch.dense)}."
+        )

@@ -1,0 +1,42 @@
+"""Where PyTorch computes, and how a batch gets there. Read next to `flax_impl/device.py`."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from common.pipeline import Batch
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` takes the GPU if PyTorch sees one, `cpu` and `gpu` insist.
+
+    Raises:
+        UserError: a GPU is asked for and PyTorch sees none; says why that may be.
+    """
+    if name == "gpu" and not torch.cuda.is_available():
+        built = f"it was built for CUDA {torch.version.cuda}" if torch.version.cuda else "it was built without CUDA"
+        raise UserError(
+            f"--device gpu: PyTorch {torch.__version__} sees no GPU ({built}; does the driver support it?)."
+        )
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def describe(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Images uint8 (N, H, W, C), labels int64 (N,) and draws on the device; the copies do not wait for it."""
+
+    def move(array: object) -> Tensor:
+        tensor = torch.as_tensor(array)
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+    return move(batch.images), move(batch.labels).long(), {name: move(array) for name, array in batch.draws.items()}

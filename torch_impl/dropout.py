@@ -1,0 +1,164 @@
+"""Flax's dropout in PyTorch, mask for mask.
+
+`jax.random` is counter-based: threefry2x32 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011)
+turns a key and an element's index into its random word, so a mask is a function of (seed, step, layer, index). `fit`
+always trains with these layers; the bare model keeps `nn.Dropout`.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha1
+from math import ceil
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common.arch import Size
+
+Key = tuple[int, int]
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_WORD = 0xFFFFFFFF
+_CHUNK = 1 << 17  # elements worked on at a time, so that they stay in the cache
+
+
+def seed_key(seed: int) -> Key:
+    """`jax.random.key(seed)` for a seed of at most 64 bits."""
+    return seed >> 32 & _WORD, seed & _WORD
+
+
+def fold_in(key: Key, data: int) -> Key:
+    """`jax.random.fold_in(key, data)` for 32-bit data."""
+    high, low = threefry2x32(key, torch.zeros(1, dtype=torch.int32), _int32(data).reshape(1))
+    return int(high) & _WORD, int(low) & _WORD
+
+
+def module_key(key: Key, path: tuple[str, ...], count: int = 1) -> Key:
+    """The key that linen's `make_rng` gives the module at `path` on its call number `count` of one pass.
+
+    linen hashes the names and the count, its bytes big-endian, and folds the first four bytes of the digest in.
+    """
+    digest = sha1("".join(path).encode() + count.to_bytes((count.bit_length() + 7) // 8, "big"), usedforsecurity=False)
+    return fold_in(key, int.from_bytes(digest.digest()[:4], "big"))
+
+
+def threefry2x32(key: Key, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
+    """Encrypt 64-bit counters, each given as two int32 tensors of one shape; overwrites them with the result.
+
+    int32 additions wrap around as unsigned ones do; a right shift does not, so its copies of the sign are masked off.
+    """
+    words = (*key, key[0] ^ key[1] ^ 0x1BD11BDA)
+    high += _signed(words[0])
+    low += _signed(words[1])
+    for group in range(5):
+        for rotation in _ROTATIONS[group % 2]:
+            high += low
+            carried = (low >> (32 - rotation)).bitwise_and_((1 << rotation) - 1)
+            low.bitwise_left_shift_(rotation).bitwise_or_(carried).bitwise_xor_(high)
+        high += _signed(words[(group + 1) % 3])
+        low += _signed(words[(group + 2) % 3] + group + 1 & _WORD)
+    return high, low
+
+
+def bernoulli(key: Key, keep: float, count: int, *, wide: bool, device: torch.device | str = "cpu") -> Tensor:
+    """`jax.random.bernoulli(key, keep, (count,))`: bool (count,), true with probability `keep`.
+
+    Args:
+        key: of the draw.
+        keep: probability.
+        count: of elements.
+        wide: compare 52 random bits, as JAX does with x64 enabled, instead of 23.
+        device: of the result.
+    """
+    # A uniform is k * 2^-bits; it is below `keep` where the integer k is below the threshold.
+    bits = 52 if wide else 23
+    threshold = ceil((keep if wide else float(np.float32(keep))) * 2**bits)
+    mask = torch.empty(count, dtype=torch.bool, device=device)
+    for start in range(0, count, _CHUNK):
+        part = mask[start : start + _CHUNK]
+        index = torch.arange(start, start + len(part), device=device)
+        high, low = threefry2x32(key, (index >> 32).int(), index.int())
+        if wide:
+            k = (high.long() & _WORD) << 20 | (low >> 12 & 0xFFFFF)
+        else:
+            k = (high ^ low) >> 9 & 0x7FFFFF
+        torch.lt(k, threshold, out=part)
+    return mask
+
+
+class StepKey:
+    """The 'dropout' key of the current step, which every layer of a model shares."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.at(0)
+
+    def at(self, step: int) -> None:
+        """Move to optimizer step `step`: `fold_in(key(seed), step)`, as `flax_impl.train` does."""
+        self.key = fold_in(seed_key(self.seed), step)
+
+
+class SharedDropout(nn.Module):
+    """linen's `nn.Dropout`, called once in a pass.
+
+    Args:
+        rate: of the inputs that become zero.
+        path: the module's names in the Flax model.
+        step_key: shared with the other layers.
+        size: (height, width, channels) of the feature map that was flattened to make the input, if one was: PyTorch
+            flattens it as C, H, W and Flax as H, W, C, so the mask is permuted.
+        wide: as for `bernoulli`; None draws wide masks for float64 inputs.
+    """
+
+    def __init__(
+        self, rate: float, path: tuple[str, ...], step_key: StepKey, size: Size | None = None, wide: bool | None = None
+    ) -> None:
+        super().__init__()
+        self.rate, self.path, self.step_key, self.size, self.wide = rate, path, step_key, size, wide
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, features) -> the same, in training with a share `rate` of zeros and the rest scaled up."""
+        if not self.training or self.rate == 0:
+            return x
+        wide = x.dtype == torch.float64 if self.wide is None else self.wide
+        key = module_key(self.step_key.key, self.path)
+        mask = bernoulli(key, 1 - self.rate, x.numel(), wide=wide, device=x.device)
+        if self.size:
+            height, width, channels = self.size
+            mask = mask.view(-1, height, width, channels).permute(0, 3, 1, 2)
+        # linen divides by the constant, which XLA turns into a product with its rounded reciprocal.
+        scale = 1 / torch.tensor(1 - self.rate, dtype=x.dtype)
+        return torch.where(mask.reshape(x.shape), x * scale, 0)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate}, path={'/'.join(self.path)}"
+
+
+def share_dropout(model: nn.Module, feature_size: Size, seed: int, wide: bool | None = None) -> StepKey:
+    """Put `SharedDropout` in the place of a model's `nn.Dropout` layers, which keep their names.
+
+    Args:
+        model: `AlexNet` or `LeNet`; changed in place.
+        feature_size: `arch.feature_size`; the first dropout acts on this feature map, flattened.
+        seed: of the run.
+        wide: as for `SharedDropout`.
+
+    Returns:
+        The key to move with every step.
+    """
+    step_key = StepKey(seed)
+    layers = [(name, module) for name, module in model.named_children() if isinstance(module, nn.Dropout)]
+    for place, (name, module) in enumerate(layers):
+        size = feature_size if place == 0 else None
+        setattr(model, name, SharedDropout(module.p, (name,), step_key, size, wide))
+    return step_key
+
+
+def _signed(word: int) -> int:
+    """The int32 with the same bits."""
+    return word - (word >> 31 << 32)
+
+
+def _int32(word: int) -> Tensor:
+    return torch.tensor(_signed(word & _WORD), dtype=torch.int32)

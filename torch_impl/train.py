@@ -1,0 +1,132 @@
+"""Train a recipe in PyTorch: `python -m torch_impl.train digits`. Read next to `flax_impl/train.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from common import cli, datasets, plots
+from common.arch import Arch
+from common.initializers import get_init
+from common.journal import Journal
+from common.pipeline import Batch, batches, steps_per_epoch
+from common.recipes import Recipe
+from common.run import default_folder, open_or_create, write_manifest
+from torch_impl import checkpoint, weights
+from torch_impl.device import describe, pick_device, to_device
+from torch_impl.dropout import StepKey, share_dropout
+from torch_impl.evaluate import evaluate
+from torch_impl.model import AlexNet, LeNet, build
+from torch_impl.optim import build_optimizer, build_schedule
+from torch_impl.preprocess import preprocess
+
+
+@dataclass
+class TrainState:
+    """Everything that a training step changes, and the recipe that says how."""
+
+    model: AlexNet | LeNet
+    optimizer: torch.optim.Optimizer
+    schedule: LambdaLR
+    dropout: StepKey
+    recipe: Recipe
+    step: int = 0
+
+
+def init_state(recipe: Recipe, arch: Arch, steps: int, device: torch.device) -> TrainState:
+    """Fresh parameters, optimizer and schedule.
+
+    Args:
+        recipe: what to train.
+        arch: adapted to the data.
+        steps: in one epoch.
+        device: to train on.
+    """
+    from torch_impl.init import initialize
+
+    model = build(arch)
+    initialize(model, get_init(recipe.init), recipe.seed)
+    dropout = share_dropout(model, arch.feature_size, recipe.seed)
+    dtype = getattr(torch, recipe.precision)
+    model.to(device, dtype).to(memory_format=torch.channels_last)  # the batches arrive channels last: no copies
+    optimizer = build_optimizer(recipe.optimizer, model.parameters())
+    return TrainState(model, optimizer, build_schedule(optimizer, recipe.schedule, steps), dropout, recipe)
+
+
+def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
+    """One optimizer step, in place.
+
+    Returns:
+        On the device: `loss` (cross-entropy in nats) and `correct` first guesses, summed over the batch, and `count`.
+    """
+    parameter = next(state.model.parameters())
+    images, labels, draws = to_device(batch, parameter.device)
+    state.model.train()
+    state.dropout.at(state.step)
+    logits = state.model(preprocess(images, draws, state.recipe.preprocess, parameter.dtype))
+    loss = F.cross_entropy(logits, labels)
+    state.optimizer.zero_grad()
+    loss.backward()
+    state.optimizer.step()
+    state.schedule.step()
+    state.step += 1
+    count = torch.tensor(len(labels))
+    return {"loss": loss.detach() * count, "correct": (logits.argmax(1) == labels).sum(), "count": count}
+
+
+def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
+    """Train a recipe and leave a run folder.
+
+    Returns:
+        The folder's path.
+
+    Raises:
+        UserError: data, weights or folder are not as needed; says what to do.
+    """
+    train, test = datasets.load(recipe.dataset, options.data_dir)
+    arch = recipe.model_arch(train.image, len(train.class_names))
+    splits: dict[datasets.Split, datasets.Dataset] = {"test": test}
+    if recipe.val_fraction:
+        train, splits["val"] = train.hold_out(recipe.val_fraction, recipe.seed)
+    steps, device = steps_per_epoch(train, recipe), pick_device(options.device)
+    state = init_state(recipe, arch, steps, device)
+    fresh = start_weights(state, arch, options)
+    run = open_or_create(options.out or default_folder(recipe, "torch"), recipe, resume=options.resume)
+    write_manifest(run, "torch", describe(device), arch, train.class_names)
+    first = checkpoint.resume(run, state) if options.resume else 0
+    cli.announce(run, describe(device), arch, train, splits, fresh, first)
+    journal = Journal(run, steps, options.log_every)
+    for epoch in range(first, recipe.epochs):
+        with journal.epoch(epoch) as record:
+            for batch in batches(train, recipe, epoch, train=True):
+                record(batch, train_step(state, batch))
+        scores = {split: evaluate(state.model, data, recipe) for split, data in splits.items()}
+        checkpoint.save(run.checkpoint(epoch + 1, "torch"), state)
+        journal.scores(epoch, scores, record)
+        plots.curves(run)
+    best = checkpoint.load_model(run.checkpoint(journal.final_epoch(), "torch"), arch)
+    weights.save(run.path / "model.safetensors", best, arch, state.step)
+    journal.close()
+    return run.path
+
+
+def start_weights(state: TrainState, arch: Arch, options: cli.TrainOptions) -> tuple[str, ...] | None:
+    """Load the weights that the recipe or `--init-from` asks for.
+
+    Returns:
+        The layers that stayed fresh; None when nothing was loaded.
+    """
+    if options.resume:
+        return None
+    if options.init_from:
+        return weights.load_partial(options.init_from, state.model, arch)
+    return weights.load_pretrained(state.model, arch) if state.recipe.pretrained else None
+
+
+if __name__ == "__main__":
+    cli.train(fit)

@@ -177,12 +177,14 @@ def whole(name: str, split: Split, image: Size, class_names: Sequence[str], sour
 
 def read_in_chunks(examples: Any, count: int, image: Size, what: str) -> Arrays:
     """Read a random-access source of {"image", "label"} into memory, with a progress bar on a terminal."""
+    from rich.console import Console
     from rich.progress import track
 
     images = np.empty((count, *image), np.uint8)
     labels = np.empty(count, np.int32)
     starts = range(0, count, _CHUNK)
-    for start in track(starts, f"Reading {what}", transient=True):
+    console = Console(stderr=True)
+    for start in track(starts, f"Reading {what}", console=console, transient=True, disable=not console.is_terminal):
         rows = examples.__getitems__(range(start, min(start + _CHUNK, count)))
         images[start : start + len(rows)] = np.stack([row["image"] for row in rows])
         labels[start : start + len(rows)] = [row["label"] for row in rows]

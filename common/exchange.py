@@ -44,6 +44,14 @@ class Loaded:
     fresh: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class OptimizerState:
+    """What an optimizer remembers: steps done, and in each slot (`momentum_buffer`, ...) a tensor per parameter."""
+
+    step: int
+    slots: dict[str, Tensors]
+
+
 def shapes(arch: Arch) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of an architecture, in the order of the layers."""
     table: dict[str, tuple[int, ...]] = {}
@@ -96,6 +104,39 @@ def check(state: Mapping[str, Any], arch: Arch, where: str) -> Tensors:
         UserError: lists every missing, unknown, mis-shaped and non-finite tensor.
     """
     return _accept(state, shapes(arch), arch, where)
+
+
+def check_backbone(state: Mapping[str, Any], arch: Arch, where: str) -> Tensors:
+    """As `check`, for the convolution blocks alone.
+
+    Raises:
+        UserError: the state holds anything else, or less.
+    """
+    blocks = {name for name, _ in arch.named_convs()}
+    wanted = {name: shape for name, shape in shapes(arch).items() if name.split(".")[0] in blocks}
+    return _accept(state, wanted, arch, where)
+
+
+def fit_classes(state: Mapping[str, Any], arch: Arch) -> Arch:
+    """`arch` with as many classes as the last layer in `state` has rows; as it is if there is no last layer."""
+    *_, (last, _) = arch.named_dense()
+    sizes = [len(array) for name, array in state.items() if rename([name])[name] == f"{last}.bias"]
+    return arch.adapt(classes=sizes[0]) if sizes else arch
+
+
+def check_optimizer(state: OptimizerState, wanted: OptimizerState) -> None:
+    """Refuse an optimizer's state that does not have exactly the slots and tensors of another.
+
+    Raises:
+        UserError: lists every slot or tensor that is missing, unknown or mis-shaped.
+    """
+    given = {f"{slot}/{name}": array.shape for slot, rows in state.slots.items() for name, array in rows.items()}
+    needed = {f"{slot}/{name}": array.shape for slot, rows in wanted.slots.items() for name, array in rows.items()}
+    problems = [f"{name} {shape} is missing" for name, shape in needed.items() if name not in given]
+    problems += [f"{name} {shape} is unknown" for name, shape in given.items() if name not in needed]
+    problems += [f"{n} is {given[n]}, not {needed[n]}" for n in given.keys() & needed.keys() if given[n] != needed[n]]
+    if problems:
+        raise UserError(f"The optimizer's state does not fit: {'; '.join(sorted(problems))}.")
 
 
 def check_partial(state: Mapping[str, Any], arch: Arch, where: str) -> Loaded:

@@ -222,7 +222,7 @@ def digits() -> Recipe:
         init="he",
         epochs=10,
         batch_size=64,
-        optimizer=Optimizer(lr=0.01, momentum=0.9, weight_decay=5e-4),
+        optimizer=Optimizer(name="adamw", lr=3e-4, weight_decay=0.01),
         schedule=Schedule(milestones=(8,)),
         preprocess=Preprocess(resize=32, mean=(0.5,), std=(0.5,)),
     )

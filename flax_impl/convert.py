@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from common import exchange
@@ -22,6 +24,8 @@ _TO_FLAX = {
     ("norm", "running_mean"): ("batch_stats", "mean"),
     ("norm", "running_var"): ("batch_stats", "var"),
 }
+
+_SLOTS = {"momentum_buffer": "trace", "exp_avg": "mu", "exp_avg_sq": "nu"}  # PyTorch's names: optax's
 
 
 def from_torch(state_dict: Mapping[str, Any], arch: Arch) -> dict[str, Any]:
@@ -53,13 +57,50 @@ def to_torch(variables: Mapping[str, Any], arch: Arch) -> dict[str, np.ndarray]:
     Raises:
         UserError: lists every missing, unknown, mis-shaped and non-finite tensor.
     """
-    flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(dict(variables)).items()}
+    return exchange.check(named(variables, arch), arch, "The tree of variables")
+
+
+def named(variables: Mapping[str, Any], arch: Arch) -> dict[str, np.ndarray]:
+    """Any tree shaped like the variables, or its "params" alone, by our names in PyTorch's layout, unchecked.
+
+    A leaf that the architecture does not have keeps its path as its name.
+    """
     expected = {flax_path(name): name for name in exchange.shapes(arch)}
     tensors = {}
-    for path, leaf in flat.items():
+    for path, leaf in flatten_dict(dict(variables)).items():
         name = expected.get(path, "/".join(path))
-        tensors[name] = np.array(to_torch_layout(name, leaf, arch), order="C") if path in expected else leaf
-    return exchange.check(tensors, arch, "The tree of variables")
+        array = np.asarray(leaf)
+        tensors[name] = np.array(to_torch_layout(name, array, arch), order="C") if path in expected else array
+    return tensors
+
+
+def optimizer_to_torch(opt_state: Any, arch: Arch) -> exchange.OptimizerState:
+    """optax's state of `flax_impl.optim.build_optimizer` -> PyTorch's slots, by our names in PyTorch's layout."""
+    trees = {ours: optax.tree_utils.tree_get(opt_state, theirs) for ours, theirs in _SLOTS.items()}
+    slots = {slot: named({"params": tree}, arch) for slot, tree in trees.items() if tree is not None}
+    return exchange.OptimizerState(_count(opt_state), slots)
+
+
+def optimizer_from_torch(state: exchange.OptimizerState, opt_state: Any, arch: Arch) -> Any:
+    """PyTorch's slots -> an optax state of the same structure as `opt_state`.
+
+    Raises:
+        UserError: a slot or a tensor is missing, unknown or mis-shaped, or the optimizers differ.
+    """
+    wanted = optimizer_to_torch(opt_state, arch)
+    exchange.check_optimizer(state, wanted)
+    values: dict[str, Any] = {}
+    for slot, tensors in state.slots.items():
+        flat = {flax_path(name)[1:]: to_flax_layout(name, array, arch) for name, array in tensors.items()}
+        values[_SLOTS[slot]] = unflatten_dict({path: jnp.array(array) for path, array in flat.items()})
+    opt_state = optax.tree_utils.tree_set(opt_state, **values)
+    return optax.tree_utils.tree_set(opt_state, count=jnp.asarray(state.step, jnp.int32))
+
+
+def _count(opt_state: Any) -> int:
+    """Optimizer steps done: optax counts them in several places, equally."""
+    counts = optax.tree_utils.tree_get_all_with_path(opt_state, "count")
+    return int(counts[0][1]) if counts else 0
 
 
 def flax_path(name: str) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ def local_response_norm(x: Array, spec: LocalResponseNorm) -> Array:
     An even window reaches one channel further down than up, as PyTorch's does.
     """
     reach = [(0, 0)] * 3 + [(spec.size // 2, (spec.size - 1) // 2)]
-    squares = jax.lax.reduce_window(x * x, jnp.zeros((), x.dtype), jax.lax.add, (1, 1, 1, spec.size), (1,) * 4, reach)
+    squares = jax.lax.reduce_window(x * x, 0.0, jax.lax.add, (1, 1, 1, spec.size), (1,) * 4, reach)
     return x / (spec.k + spec.alpha * squares) ** spec.beta
 
 

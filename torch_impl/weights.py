@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+import tyro
 from torch import Tensor, nn
 
 from common import exchange
-from common.arch import Arch
+from common.arch import Arch, get_arch
+from common.cli import guard
 from common.errors import UserError
 
 PRETRAINED = "IMAGENET1K_V1"
@@ -105,6 +109,35 @@ def fill(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
         own[name].copy_(torch.from_numpy(np.ascontiguousarray(array)))
 
 
+def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> exchange.OptimizerState:
+    """An optimizer's memory by our names; empty before its first step, when PyTorch has made none."""
+    slots: dict[str, exchange.Tensors] = {}
+    step = 0
+    for name, parameter in model.named_parameters():
+        for slot, value in optimizer.state.get(parameter, {}).items():
+            if slot == "step":
+                step = int(value)
+            elif value is not None:
+                slots.setdefault(slot, {})[name] = value.detach().cpu().numpy().copy()
+    return exchange.OptimizerState(step, slots)
+
+
+def load_optimizer(state: exchange.OptimizerState, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Give an optimizer the memory that another one had, of either framework.
+
+    Raises:
+        UserError: a tensor is missing, unknown or mis-shaped; the optimizer is then untouched.
+    """
+    parameters = dict(model.named_parameters())
+    wanted = {slot: {name: p.detach().numpy(force=True) for name, p in parameters.items()} for slot in state.slots}
+    exchange.check_optimizer(state, exchange.OptimizerState(state.step, wanted))
+    for name, parameter in parameters.items():
+        memory = {slot: torch.from_numpy(rows[name].copy()).to(parameter) for slot, rows in state.slots.items()}
+        if "exp_avg" in memory:
+            memory["step"] = torch.tensor(float(state.step))
+        optimizer.state[parameter] = memory
+
+
 def load_pretrained(model: nn.Module, arch: Arch) -> tuple[str, ...]:
     """Load torchvision's ImageNet weights; the last layer stays fresh for another number of classes.
 
@@ -117,3 +150,41 @@ def load_pretrained(model: nn.Module, arch: Arch) -> tuple[str, ...]:
     loaded = exchange.check_partial(download(), arch, "torchvision's pretrained AlexNet")
     fill(model, loaded.tensors)
     return loaded.fresh
+
+
+@dataclass(frozen=True)
+class _Command:
+    """Convert weights into the exchange format, which both frameworks open.
+
+    Attributes:
+        source: a .pth or .safetensors file, ours or with torchvision's names, or IMAGENET1K_V1 to download
+            torchvision's.
+        dest: the .safetensors file to write.
+        arch: the network they are of.
+        backbone: the source holds the convolutions alone.
+    """
+
+    source: Annotated[str, tyro.conf.Positional] = PRETRAINED
+    dest: Annotated[Path, tyro.conf.Positional] = field(default_factory=exchange.pretrained_path)
+    arch: str = "alexnet"
+    backbone: bool = False
+
+
+def main() -> None:
+    """`python -m torch_impl.weights [SOURCE] [DEST.safetensors]`.
+
+    Raises:
+        UserError: the source cannot be had, read or accepted; then nothing is written.
+    """
+    command = tyro.cli(_Command, prog="python -m torch_impl.weights")
+    state = download() if command.source == PRETRAINED else read(Path(command.source))
+    arch = exchange.fit_classes(state, get_arch(command.arch))
+    check = exchange.check_backbone if command.backbone else exchange.check
+    tensors = check({name: np.asarray(array) for name, array in state.items()}, arch, command.source)
+    command.dest.parent.mkdir(parents=True, exist_ok=True)
+    exchange.write(command.dest, tensors, arch)
+    print(f"{command.dest}: {len(tensors)} tensors of {arch.name}, {arch.classes} classes")
+
+
+if __name__ == "__main__":
+    guard(main)

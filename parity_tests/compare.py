@@ -1,0 +1,199 @@
+"""The comparer: walk two implementations through the same training steps and name the first tensor that differs.
+
+A `Side` trains on one batch and tells everything on the way; `compare_run` sets two sides against each other, phase by
+phase in the order in which a step computes them. `parity_tests.sides` has the sides for this project. For a pair of
+models of your own, write two classes with a `step` method that returns a `Trace` in one common layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from parity_tests.causes import likely_cause
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+Trace = Mapping[str, Tensors]
+
+PHASES = ("batch", "input", "activation", "loss", "gradient", "optimizer", "parameter", "statistic")
+"""A step's phases in the order of their computing. Within one, tensors are compared in the order of the left trace:
+activations forward, gradients backward."""
+
+
+class Side(Protocol):
+    """One implementation in the middle of a run."""
+
+    name: str
+
+    def step(self, batch: Any) -> Trace:
+        """Train on one batch.
+
+        Returns:
+            For each of `PHASES` (or fewer, but the same ones on both sides) tensors by name, as numpy arrays of one
+            layout for both sides. `parameter` and `optimizer` are those after the step.
+        """
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The largest difference allowed, relative to the tensor's scale: its largest magnitude on either side.
+
+    Attributes:
+        default: for every phase.
+        phase: other bounds by phase. Batches are always compared exactly.
+        floor: scales below this count as this: a tensor that ought to be zero holds only rounding errors.
+    """
+
+    default: float
+    phase: Mapping[str, float] = field(default_factory=dict)
+    floor: float = 1e-300
+
+    def of(self, phase: str) -> float:
+        """The bound of a phase."""
+        return 0.0 if phase == "batch" else self.phase.get(phase, self.default)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How two tensors differ.
+
+    Attributes:
+        step: of the run, counted from 0.
+        phase, tensor: where.
+        absolute: the largest difference of two elements.
+        relative: that, over the tensor's scale.
+        ulp: that, in units in the last place of the tensor's scale, in the coarser of the two dtypes.
+        bound: on `relative`.
+        cause: the likely one, or what else is wrong (shape, dtype, not finite).
+    """
+
+    step: int
+    phase: str
+    tensor: str
+    absolute: float
+    relative: float
+    ulp: float
+    bound: float
+    cause: str = ""
+
+    @property
+    def within(self) -> bool:
+        """Whether it is allowed. NaN compares false, so it is not."""
+        return not self.cause and self.relative <= self.bound
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step}, {self.phase}, {self.tensor}: absolute {self.absolute:.3g}, "
+            f"relative {self.relative:.3g} (bound {self.bound:.3g}), {self.ulp:.3g} ULP. {self.cause}"
+        )
+
+
+class Mismatch(AssertionError):
+    """Two sides differ; `difference` is the first one."""
+
+    def __init__(self, left: str, right: str, difference: Difference) -> None:
+        super().__init__(f"{left} and {right} differ first at {difference}")
+        self.difference = difference
+
+
+@dataclass
+class Report:
+    """The largest relative difference of every phase and tensor over a run, and of the loss at every step."""
+
+    worst: dict[tuple[str, str], Difference] = field(default_factory=dict)
+    losses: list[tuple[float, float]] = field(default_factory=list)
+
+    def add(self, difference: Difference) -> None:
+        """Keep a difference if it is the tensor's largest so far."""
+        key = (difference.phase, difference.tensor)
+        if key not in self.worst or difference.relative > self.worst[key].relative:
+            self.worst[key] = difference
+
+    def largest(self, phase: str | None = None) -> Difference:
+        """The largest relative difference of a phase, or of all."""
+        return max((d for d in self.worst.values() if phase in (None, d.phase)), key=lambda d: d.relative)
+
+
+def compare_run(
+    left: Side, right: Side, left_batches: Iterable[Any], right_batches: Iterable[Any], bounds: Bounds
+) -> Report:
+    """Train both sides and assert that every tensor of every step agrees.
+
+    Args:
+        left, right: in the same state.
+        left_batches, right_batches: each side's own, so that they are compared too; lazily read.
+        bounds: on the differences.
+
+    Returns:
+        How close they were.
+
+    Raises:
+        Mismatch: at the first step, phase and tensor that differ by more, or are not finite, or are missing.
+    """
+    report = Report()
+    for step, (ours, theirs) in enumerate(zip_longest(left_batches, right_batches)):
+        if ours is None or theirs is None:
+            shorter = left.name if ours is None else right.name
+            raise Mismatch(left.name, right.name, _odd(step, "batch", "", f"{shorter} has no batch left."))
+        one, other = left.step(ours), right.step(theirs)
+        compare_traces(one, other, step, bounds, (left.name, right.name), report)
+        if "loss" in one:
+            report.losses.append((float(one["loss"]["loss"]), float(other["loss"]["loss"])))
+    return report
+
+
+def compare_traces(
+    left: Trace,
+    right: Trace,
+    step: int,
+    bounds: Bounds,
+    names: tuple[str, str] = ("left", "right"),
+    report: Report | None = None,
+) -> Report:
+    """Assert that two traces of one step agree.
+
+    Raises:
+        Mismatch: as `compare_run`.
+    """
+    report = report or Report()
+    for phase in PHASES:
+        ours, theirs = left.get(phase, {}), right.get(phase, {})
+        for tensor in [*ours, *(name for name in theirs if name not in ours)]:
+            if tensor not in ours or tensor not in theirs:
+                absent = names[0] if tensor not in ours else names[1]
+                raise Mismatch(*names, _odd(step, phase, tensor, f"{absent} has no such tensor."))
+            difference = measure(ours[tensor], theirs[tensor], step, phase, tensor, bounds)
+            if not difference.within:
+                cause = difference.cause or likely_cause(phase, tensor, left, right)
+                raise Mismatch(*names, Difference(**{**vars(difference), "cause": cause}))
+            report.add(difference)
+    return report
+
+
+def measure(
+    left: npt.NDArray[Any], right: npt.NDArray[Any], step: int, phase: str, tensor: str, bounds: Bounds
+) -> Difference:
+    """The difference of two tensors; `cause` is set where they cannot be compared."""
+    bound = bounds.of(phase)
+    if left.shape != right.shape:
+        return _odd(step, phase, tensor, f"Shapes {left.shape} and {right.shape}.")
+    if left.dtype.kind == "f" and left.dtype != right.dtype:
+        return _odd(step, phase, tensor, f"Dtypes {left.dtype} and {right.dtype}: a promotion or a cast on one side.")
+    for side, values in (("left", left), ("right", right)):
+        if not np.isfinite(values).all():
+            return _odd(step, phase, tensor, f"The {side} side holds NaN or infinity.")
+    if not left.size:
+        return Difference(step, phase, tensor, 0.0, 0.0, 0.0, bound)
+    absolute = float(np.abs(left.astype(np.float64) - right.astype(np.float64)).max())
+    scale = max(float(np.abs(left).max()), float(np.abs(right).max()), bounds.floor)
+    unit = float(np.spacing(np.array(scale, left.dtype))) if left.dtype.kind == "f" else 1.0
+    return Difference(step, phase, tensor, absolute, absolute / scale, absolute / unit, bound)
+
+
+def _odd(step: int, phase: str, tensor: str, cause: str) -> Difference:
+    return Difference(step, phase, tensor, np.nan, np.nan, np.nan, 0.0, cause)

@@ -1,0 +1,160 @@
+"""This project's two sides for the comparer: the real `train_step` of each framework, watched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+import torch
+
+import flax_impl.train
+import torch_impl.train
+from common.arch import Arch
+from common.pipeline import Batch
+from common.recipes import Recipe
+from flax_impl import convert
+from parity_tests.compare import Tensors, Trace
+from torch_impl import weights
+
+
+def make_pair(recipe: Recipe, arch: Arch, steps: int) -> tuple[TorchSide, FlaxSide]:
+    """Both sides at the start of a run, with the same initial weights, drawn by PyTorch.
+
+    Args:
+        recipe: to train; float64 needs JAX's x64 flag.
+        arch: adapted to the data.
+        steps: in one epoch.
+    """
+    state = torch_impl.train.init_state(recipe, arch, steps, torch.device("cpu"))
+    device = jax.devices("cpu")[0]
+    theirs = flax_impl.train.init_state(recipe, arch, steps, device)
+    variables = jax.device_put(convert.from_torch(state.model.state_dict(), arch), device)
+    theirs = theirs.replace(params=variables["params"], batch_stats=variables.get("batch_stats", {}))
+    return TorchSide(state, arch), FlaxSide(theirs, arch)
+
+
+class TorchSide:
+    """Watches `torch_impl.train.train_step` with forward hooks."""
+
+    name = "PyTorch"
+
+    def __init__(self, state: torch_impl.train.TrainState, arch: Arch) -> None:
+        self.state, self.arch = state, arch
+        self.seen: dict[str, np.ndarray] = {}
+        state.model.register_forward_pre_hook(lambda module, inputs: self._see("images", inputs[0]))
+        for name, module in state.model.named_modules():
+            if _is_compared(name) and not isinstance(module, torch.nn.Identity):
+                module.register_forward_hook(lambda _, __, output, name=name: self._see(name, output))
+
+    def _see(self, name: str, tensor: torch.Tensor) -> None:
+        self.seen[name] = _numpy(tensor)
+
+    def step(self, batch: Batch) -> Trace:
+        """Train on one batch; see `compare.Side`."""
+        model, device = self.state.model, next(self.state.model.parameters()).device
+        images, labels, draws = torch_impl.train.to_device(batch, device)
+        moved = {"images": images, "labels": labels.int(), **draws}
+        sums = torch_impl.train.train_step(self.state, batch)
+        memory = weights.optimizer_state(self.state.optimizer, model)
+        named = dict(model.named_parameters())
+        return {
+            "batch": {name: _numpy(array) for name, array in moved.items()},
+            "input": {"images": self.seen.pop("images")},
+            "activation": dict(self.seen),
+            "loss": _means(sums),
+            "gradient": {name: _numpy(named[name].grad) for name in reversed(named)},
+            "optimizer": _flat(memory.slots),
+            "parameter": {name: _numpy(parameter) for name, parameter in named.items()},
+            "statistic": {name: _numpy(b) for name, b in model.named_buffers() if "running" in name},
+        }
+
+
+class FlaxSide:
+    """Watches `flax_impl.train.train_step`: callbacks from an interceptor of linen's modules and from the optimizer."""
+
+    name = "Flax"
+
+    def __init__(self, state: flax_impl.train.TrainState, arch: Arch) -> None:
+        self.state, self.arch = state.replace(tx=self._watched(state.tx)), arch
+        self.seen: dict[str, np.ndarray] = {}
+        self.gradients: Any = None
+        self._step = jax.jit(flax_impl.train.train_step.__wrapped__)
+
+    def _watched(self, tx: optax.GradientTransformation) -> optax.GradientTransformation:
+        def update(gradients: Any, state: Any, params: Any = None) -> Any:
+            jax.debug.callback(self._see_gradients, gradients)
+            return tx.update(gradients, state, params)
+
+        return optax.GradientTransformation(tx.init, update)
+
+    def _see_gradients(self, gradients: Any) -> None:
+        self.gradients = jax.tree.map(np.array, gradients)
+
+    def _see(self, name: str, array: Any) -> None:
+        self.seen[name] = np.array(array)
+
+    def _intercept(self, call: Any, inputs: Any, keywords: Any, context: nn.module.InterceptorContext) -> Any:
+        path = context.module.path
+        if context.method_name != "__call__":
+            return call(*inputs, **keywords)
+        if not path:
+            jax.debug.callback(lambda x: self._see("images", x), inputs[0])
+        output = call(*inputs, **keywords)
+        if _is_compared(".".join(path)):
+            jax.debug.callback(lambda y, name=".".join(path): self._see(name, y), output)
+        return output
+
+    def step(self, batch: Batch) -> Trace:
+        """Train on one batch; see `compare.Side`."""
+        device = jax.tree.leaves(self.state.params)[0].device
+        images, labels, draws = flax_impl.train.to_device(batch, device)
+        with nn.intercept_methods(self._intercept):
+            self.state, sums = self._step(self.state, images, labels, draws)
+        jax.effects_barrier()
+        gradients = convert.named({"params": self.gradients}, self.arch)
+        memory = convert.optimizer_to_torch(self.state.opt_state, self.arch)
+        variables = convert.named(self.state.variables, self.arch)
+        seen = {name: _channels_first(name, array, self.arch) for name, array in self.seen.items()}
+        return {
+            "batch": {name: np.asarray(array) for name, array in {"images": images, "labels": labels, **draws}.items()},
+            "input": {"images": seen.pop("images")},
+            "activation": seen,
+            "loss": _means(sums),
+            "gradient": gradients,
+            "optimizer": _flat(memory.slots),
+            "parameter": {name: array for name, array in variables.items() if "running" not in name},
+            "statistic": {name: array for name, array in variables.items() if "running" in name},
+        }
+
+
+def _is_compared(name: str) -> bool:
+    """A block, a dense or dropout layer, or a block's convolution or batch norm; pools are functions in Flax."""
+    first, _, part = name.partition(".")
+    return bool(first) and first != "pool" and part in ("", "conv", "norm")
+
+
+def _channels_first(name: str, array: np.ndarray, arch: Arch) -> np.ndarray:
+    """(N, H, W, C) -> (N, C, H, W), also where the feature map has been flattened, before the first dense layer."""
+    first = next(arch.named_dense())[0].replace("fc", "drop")
+    if name == first:
+        return array.reshape(-1, *arch.feature_size).transpose(0, 3, 1, 2).reshape(array.shape)
+    return array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
+
+
+def _means(sums: Any) -> Tensors:
+    return {
+        "loss": np.asarray(sums["loss"]) / np.asarray(sums["count"]).astype(np.asarray(sums["loss"]).dtype),
+        "correct": np.asarray(sums["correct"]).astype(np.int64),
+    }
+
+
+def _flat(slots: dict[str, dict[str, np.ndarray]]) -> Tensors:
+    return {f"{slot}/{name}": array for slot, tensors in slots.items() for name, array in tensors.items()}
+
+
+def _numpy(tensor: torch.Tensor | None) -> np.ndarray:
+    assert tensor is not None
+    return tensor.detach().cpu().numpy().copy()

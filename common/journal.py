@@ -101,7 +101,8 @@ class EpochRecord:
         lr = self.journal.recipe.learning_rate(self.step - 1, self.journal.steps)
         count = sums["count"]
         numbers = {"loss": sums["loss"] / count, "accuracy": sums["correct"] / count, "lr": lr}
-        speed = {"images/s": count / (now - self.window_started)}
+        seconds = now - self.window_started
+        speed = {"seconds": seconds, "images/s": count / seconds}
         self.journal.run.log(step=self.step, epoch=self.epoch + 1, split="train", **numbers, **speed)
         self.totals = {name: self.totals[name] + sums[name] for name in self.totals}
         self.window, self.window_started = {}, now

@@ -220,10 +220,10 @@ def digits() -> Recipe:
         dataset="digits",
         arch="alexnet_cifar",
         init="he",
-        epochs=10,
+        epochs=8,
         batch_size=64,
         optimizer=Optimizer(name="adamw", lr=3e-4, weight_decay=0.01),
-        schedule=Schedule(milestones=(8,)),
+        schedule=Schedule(milestones=(6,)),
         preprocess=Preprocess(resize=32, mean=(0.5,), std=(0.5,)),
     )
 

@@ -32,6 +32,7 @@ class Optimizer:
         weight_decay: on every parameter, biases and batch norm included.
         momentum, nesterov: for `sgd`.
         beta1, beta2, eps: for `adam` and `adamw`.
+        clip_norm: gradients are scaled down to this norm over all parameters; 0 leaves them alone.
     """
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -42,6 +43,7 @@ class Optimizer:
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
+    clip_norm: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,7 @@ class Recipe:
             ("optimizer.lr", self.optimizer.lr, 0 < self.optimizer.lr < inf, "positive and finite"),
             ("optimizer.momentum", self.optimizer.momentum, 0 <= self.optimizer.momentum < 1, "in [0, 1)"),
             ("optimizer.weight_decay", self.optimizer.weight_decay, self.optimizer.weight_decay >= 0, "at least 0"),
+            ("optimizer.clip_norm", self.optimizer.clip_norm, self.optimizer.clip_norm >= 0, "at least 0"),
             ("preprocess.pad", self.preprocess.pad, self.preprocess.pad >= 0, "at least 0"),
             ("preprocess.std", self.preprocess.std, all(s > 0 for s in self.preprocess.std), "positive"),
         )

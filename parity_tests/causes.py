@@ -25,7 +25,7 @@ def likely_cause(phase: str, tensor: str, left: Trace, right: Trace) -> str:
         lambda: _rate(phase, tensor, a, b, left),
         lambda: _shifted(a, b),
         lambda: _scaled(phase, a, b),
-        lambda: _precision(a, b),
+        lambda: _precision(phase, a, b),
     )
     for rule in rules:
         if found := rule():
@@ -53,6 +53,8 @@ def _mirrored(phase: str, a: Array, b: Array) -> str:
 
 
 def _reordered(a: Array, b: Array) -> str:
+    if np.allclose(a, b, rtol=1e-3, atol=0):
+        return ""
     same = np.allclose(np.sort(a, axis=None), np.sort(b, axis=None), rtol=_EXACT, atol=0)
     return "The same values in another order: a transpose, or channels flattened first against last." * same
 
@@ -99,9 +101,16 @@ def _scaled(phase: str, a: Array, b: Array) -> str:
     return f"The right side is {factor:.6g} times the left{hint.get(phase, '')}."
 
 
-def _precision(a: Array, b: Array) -> str:
-    scale = max(np.abs(a).max(), np.abs(b).max())
-    size = float(np.abs(a - b).max() / scale) if scale else 0.0
+def _precision(phase: str, a: Array, b: Array) -> str:
+    """Rounding is noise: of both signs, and without relation to the values."""
+    noise = (a - b).ravel()
+    level, values = float(np.abs(noise).mean()), a.ravel()
+    if phase not in ("input", "activation", "loss", "gradient") or not level or not np.abs(values).max():
+        return ""
+    along = abs(float(noise @ values)) / float(np.linalg.norm(noise) * np.linalg.norm(values))
+    if noise.size > 8 and (abs(float(noise.mean())) > 0.3 * level or along > 0.3):
+        return ""
+    size = float(np.abs(noise).max() / max(np.abs(a).max(), np.abs(b).max()))
     for low, high, name in (
         (2.0**-30, 2.0**-19, "float32 arithmetic in a float64 comparison (dtype promotion), or rounding in float32"),
         (2.0**-14, 2.0**-9, "TF32 or float16 (10 bits of mantissa)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -20,15 +21,20 @@ from parity_tests.compare import Tensors, Trace
 from torch_impl import weights
 
 
-def make_pair(recipe: Recipe, arch: Arch, steps: int) -> tuple[TorchSide, FlaxSide]:
+def make_pair(
+    recipe: Recipe, arch: Arch, steps: int, edit: Callable[[torch.nn.Module], None] | None = None
+) -> tuple[TorchSide, FlaxSide]:
     """Both sides at the start of a run, with the same initial weights, drawn by PyTorch.
 
     Args:
         recipe: to train; float64 needs JAX's x64 flag.
         arch: adapted to the data.
         steps: in one epoch.
+        edit: changes PyTorch's weights before Flax gets them.
     """
     state = torch_impl.train.init_state(recipe, arch, steps, torch.device("cpu"))
+    if edit:
+        edit(state.model)
     device = jax.devices("cpu")[0]
     theirs = flax_impl.train.init_state(recipe, arch, steps, device)
     variables = jax.device_put(convert.from_torch(state.model.state_dict(), arch), device)
@@ -44,6 +50,11 @@ class TorchSide:
     def __init__(self, state: torch_impl.train.TrainState, arch: Arch) -> None:
         self.state, self.arch = state, arch
         self.seen: dict[str, np.ndarray] = {}
+        self.gradients: dict[str, np.ndarray] = {}
+        for name, parameter in state.model.named_parameters():  # as the backward pass leaves them, before any clipping
+            parameter.register_post_accumulate_grad_hook(
+                lambda parameter, name=name: self.gradients.update({name: _numpy(parameter.grad)})
+            )
         state.model.register_forward_pre_hook(lambda module, inputs: self._see("images", inputs[0]))
         for name, module in state.model.named_modules():
             if _is_compared(name) and not isinstance(module, torch.nn.Identity):
@@ -65,7 +76,7 @@ class TorchSide:
             "input": {"images": self.seen.pop("images")},
             "activation": dict(self.seen),
             "loss": _means(sums),
-            "gradient": {name: _numpy(named[name].grad) for name in reversed(named)},
+            "gradient": {name: self.gradients[name] for name in reversed(named)},
             "optimizer": _flat(memory.slots),
             "parameter": {name: _numpy(parameter) for name, parameter in named.items()},
             "statistic": {name: _numpy(b) for name, b in model.named_buffers() if "running" in name},

@@ -29,3 +29,9 @@ def build_optimizer(spec: Optimizer, parameters: Iterable[Parameter]) -> torch.o
 def build_schedule(optimizer: torch.optim.Optimizer, spec: Schedule, steps_per_epoch: int) -> LambdaLR:
     """Multiply the base rate by the recipe's factor; `.step()` after every optimizer step."""
     return LambdaLR(optimizer, lambda step: spec.factor(step, steps_per_epoch))
+
+
+def clip_gradients(parameters: Iterable[Parameter], norm: float) -> None:
+    """Scale all gradients down, in place, so that their common norm is at most `norm`; 0 leaves them alone."""
+    if norm:
+        torch.nn.utils.clip_grad_norm_(parameters, norm)

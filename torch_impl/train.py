@@ -22,7 +22,7 @@ from torch_impl.device import describe, pick_device, to_device
 from torch_impl.dropout import StepKey, share_dropout
 from torch_impl.evaluate import evaluate
 from torch_impl.model import AlexNet, LeNet, build
-from torch_impl.optim import build_optimizer, build_schedule
+from torch_impl.optim import build_optimizer, build_schedule, clip_gradients
 from torch_impl.preprocess import preprocess
 
 
@@ -72,6 +72,7 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
     loss = F.cross_entropy(logits, labels)
     state.optimizer.zero_grad()
     loss.backward()
+    clip_gradients(state.model.parameters(), state.recipe.optimizer.clip_norm)
     state.optimizer.step()
     state.schedule.step()
     state.step += 1

@@ -1,0 +1,416 @@
+"""Planted faults: each must be caught, with the right phase and tensor. `python -m parity_tests.mutants` runs them.
+
+A check that cannot fail proves nothing. Every mutant changes one framework's side without editing a file, by patching a
+name while the pair is built and trained for a few steps; the comparer must then raise a `Mismatch` at the place where
+the fault first shows.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest import mock
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+import torch.nn.functional as F
+
+import flax_impl.layers
+import flax_impl.model
+import flax_impl.optim
+import flax_impl.train
+import torch_impl.dropout
+import torch_impl.model
+import torch_impl.optim
+import torch_impl.train
+from common.arch import ARCHS, Arch, ConvSpec, MaxPool
+from common.datasets import Dataset
+from common.pipeline import steps_per_epoch
+from common.recipes import Optimizer, Preprocess, Recipe, Schedule
+from flax_impl import convert
+from parity_tests.compare import Bounds, Difference, Mismatch, compare_run
+from parity_tests.material import first_batches, narrow, tiles
+from parity_tests.sides import make_pair
+
+STEPS = 5
+BOUNDS = Bounds(1e-10)
+Patch = Callable[[], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a mutant is planted in: a recipe, its architecture and its data."""
+
+    recipe: Recipe
+    arch: Arch
+    data: Dataset
+    edit: Callable[[torch.nn.Module], None] | None = None
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One planted fault.
+
+    Attributes:
+        name: what is wrong.
+        row: of the table of causes in the design, which it stands for.
+        patch: plants it.
+        phase, tensor: where the comparer must find it first; the tensor as a regular expression.
+        subject: a key of `subjects()`.
+        step: at which it must be found.
+    """
+
+    name: str
+    row: str
+    patch: Patch
+    phase: str
+    tensor: str
+    subject: str = "plain"
+    step: int = 0
+
+
+def subjects() -> dict[str, Subject]:
+    """Small networks on real pixels, so that a mutant takes a second or two."""
+    base = Recipe(
+        name="mutant",
+        dataset="tiles",
+        arch="alexnet_cifar",
+        init="he",
+        epochs=10,
+        batch_size=8,
+        optimizer=Optimizer(lr=0.02, momentum=0.9, weight_decay=5e-4),
+        schedule=Schedule(milestones=(1,)),
+        preprocess=Preprocess(pad=4, crop=32, flip=True, pca_std=0.1, mean=(0.49, 0.48, 0.45), std=(0.2, 0.19, 0.21)),
+        precision="float64",
+    )
+    plain = narrow(ARCHS["alexnet_cifar"])
+    data = tiles(32, 3)
+    data = replace(data, ids=data.ids[:: len(data) // 30][:29])  # four batches an epoch, the last one of five
+    adam = replace(base, optimizer=Optimizer(name="adam", lr=1e-3, weight_decay=5e-4))
+    adamw = replace(base, optimizer=Optimizer(name="adamw", lr=1e-3))
+    nesterov = replace(base, optimizer=replace(base.optimizer, nesterov=True))
+    clip = replace(base, optimizer=replace(base.optimizer, clip_norm=0.1))
+    shrink = replace(base, preprocess=replace(base.preprocess, resize=20))
+    lrn = replace(narrow(ARCHS["alexnet_lrn"]).adapt(height=67, width=67), name="lrn")
+    odd = narrow(ARCHS["alexnet"]).adapt(height=255, width=255)  # 7 x 7 reach the pool of 6 x 6
+    large = tiles(72, 3)
+    large = replace(large, ids=large.ids[:: len(large) // 30][:29])
+
+    def sized(recipe: Recipe, arch: Arch) -> Recipe:
+        side = arch.image[0]
+        spec = replace(recipe.preprocess, pad=0, crop=67, resize=None if side == 67 else side)
+        return replace(recipe, preprocess=spec)
+
+    return {
+        "plain": Subject(base, plain, data),
+        "adam": Subject(adam, plain, data),
+        "adamw": Subject(adamw, plain, data),
+        "nesterov": Subject(nesterov, plain, data),
+        "clip": Subject(clip, plain, data),
+        "shrink": Subject(shrink, plain.adapt(height=20, width=20), data),
+        "ties": Subject(base, plain, data, _flatten_conv5),
+        "batch norm": Subject(base, replace(plain, convs=_with_norm(plain.convs)), data),
+        "lrn": Subject(sized(base, lrn), lrn, large),
+        "odd": Subject(sized(base, odd), odd, large),
+    }
+
+
+def _flatten_conv5(model: torch.nn.Module) -> None:
+    """conv5 gives 1 everywhere, so that all maxima tie, above zero and between windows of different inputs."""
+    convolution = model.get_submodule("conv5.conv")
+    assert isinstance(convolution, torch.nn.Conv2d)
+    assert convolution.bias is not None
+    torch.nn.init.zeros_(convolution.weight)
+    torch.nn.init.ones_(convolution.bias)
+
+
+def _with_norm(convs: tuple[ConvSpec, ...]) -> tuple[ConvSpec, ...]:
+    norm = ARCHS["alexnet_bn"].convs[0].norm
+    return tuple(replace(conv, bias=False, norm=norm) for conv in convs)
+
+
+def run(mutant: Mutant, subject: Subject) -> Difference | None:
+    """Train the pair with the fault planted; the difference that was found, or None if it survived."""
+    try:
+        with mutant.patch():
+            train(subject)
+    except Mismatch as mismatch:
+        return mismatch.difference
+    return None
+
+
+def train(subject: Subject) -> None:
+    """Compare a subject's pair for a few steps, over the end of an epoch.
+
+    Raises:
+        Mismatch: they differ.
+    """
+    recipe, data = subject.recipe, subject.data
+    left, right = make_pair(recipe, subject.arch, steps_per_epoch(data, recipe), subject.edit)
+    ours, theirs = (first_batches(data, recipe, STEPS) for _ in range(2))
+    compare_run(left, right, ours, theirs, BOUNDS)
+
+
+def caught(mutant: Mutant, difference: Difference | None) -> bool:
+    """Whether the fault was found where it is."""
+    return (
+        difference is not None
+        and (difference.step, difference.phase) == (mutant.step, mutant.phase)
+        and re.fullmatch(mutant.tensor, difference.tensor) is not None
+    )
+
+
+# How faults are planted. `wrap` patches a name with a function that gets the original first.
+
+
+def wrap(target: Any, name: str, fault: Callable[..., Any]) -> Patch:
+    """A patch that puts `fault(original, *args, **kwargs)` in the place of `target.name`."""
+    original = getattr(target, name)
+
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        return fault(original, *args, **kwargs)
+
+    return lambda: mock.patch.object(target, name, replacement)
+
+
+def spec_of_flax(**changes: Any) -> Patch:
+    """Flax preprocesses by a recipe with other fields."""
+    return wrap(flax_impl.train, "preprocess", lambda f, x, d, spec, t: f(x, d, replace(spec, **changes), t))
+
+
+def draws_of_torch(**changes: Callable[[torch.Tensor], torch.Tensor]) -> Patch:
+    """PyTorch preprocesses with draws changed after they arrived on the device."""
+
+    def fault(f: Any, x: Any, draws: dict[str, torch.Tensor], *rest: Any) -> Any:
+        return f(x, draws | {name: change(draws[name]) for name, change in changes.items()}, *rest)
+
+    return wrap(torch_impl.train, "preprocess", fault)
+
+
+def optimizer_of_torch(**changes: Any) -> Patch:
+    """PyTorch builds its optimizer from other fields."""
+    return wrap(torch_impl.train, "build_optimizer", lambda f, spec, p: f(replace(spec, **changes), p))
+
+
+def layer_of_flax(kind: str, **changes: Any) -> Patch:
+    """A linen layer made with other arguments."""
+    return wrap(flax_impl.model.nn, kind, lambda f, *args, **kwargs: f(*args, **{**kwargs, **changes}))
+
+
+def rounded(tensor: torch.Tensor, bits: int) -> torch.Tensor:
+    """Round mantissas to this many bits, as reduced-precision units do to their inputs."""
+    mantissa, exponent = torch.frexp(tensor)
+    return torch.ldexp(torch.round(mantissa * 2 ** (bits + 1)) / 2 ** (bits + 1), exponent).to(tensor.dtype)
+
+
+class EvenPool(torch.nn.Module):
+    """A max pool whose gradient is shared by all that tie."""
+
+    def __init__(self, pool: MaxPool) -> None:
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        windows = x.unfold(2, self.pool.size, self.pool.stride).unfold(3, self.pool.size, self.pool.stride)
+        return windows.flatten(4).amax(4)
+
+
+def _after_with(make: Callable[[MaxPool], torch.nn.Module]) -> Patch:
+    return wrap(torch_impl.model, "_after", lambda f, step: make(step) if isinstance(step, MaxPool) else f(step))
+
+
+def _lrn_alpha(f: Any, step: Any) -> Any:
+    layer = f(step)
+    if isinstance(layer, torch.nn.LocalResponseNorm):
+        layer.alpha /= layer.size
+    return layer
+
+
+def _plain_fc6(f: Any, name: str, array: np.ndarray, arch: Arch) -> np.ndarray:
+    return array.T if name == "fc6.weight" else f(name, array, arch)
+
+
+def _untransposed_fc7(f: Any, name: str, array: np.ndarray, arch: Arch) -> np.ndarray:
+    return array if name == "fc7.weight" else f(name, array, arch)
+
+
+def _swapped_kernel(f: Any, name: str, array: np.ndarray, arch: Arch) -> np.ndarray:
+    return f(name, array, arch).swapaxes(0, 1) if name == "conv3.conv.weight" else f(name, array, arch)
+
+
+def _averaged_bins(f: Any, x: jax.Array, bins: int) -> jax.Array:
+    return jax.image.resize(x, (x.shape[0], bins, bins, x.shape[3]), "linear")
+
+
+@contextmanager
+def _linen_batch_norm() -> Iterator[None]:
+    def plain(**kwargs: Any) -> nn.BatchNorm:
+        return nn.BatchNorm(**kwargs, use_fast_variance=False)
+
+    with mock.patch.object(flax_impl.model, "BatchNorm", plain):
+        yield
+
+
+def _batch_norm_with(**changes: Any) -> Patch:
+    return wrap(flax_impl.model, "BatchNorm", lambda f, **kwargs: f(**{**kwargs, **changes}))
+
+
+def _batch_norm_momentum(f: Any, **kwargs: Any) -> Any:
+    return f(**{**kwargs, "momentum": 1 - kwargs["momentum"]})
+
+
+def _decay_last(f: Any, spec: Optimizer, rate: Any) -> Any:
+    return optax.chain(
+        optax.sgd(1.0, spec.momentum), optax.add_decayed_weights(-spec.weight_decay), optax.scale_by_schedule(rate)
+    )
+
+
+def _default_adamw(f: Any, spec: Optimizer, rate: Any) -> Any:
+    return optax.adamw(rate, spec.beta1, spec.beta2, spec.eps)
+
+
+def _eps_in_root(f: Any, spec: Optimizer, rate: Any) -> Any:
+    return optax.adamw(rate, spec.beta1, spec.beta2, 0.0, eps_root=spec.eps**2, weight_decay=spec.weight_decay)
+
+
+def _no_bias_correction(f: Any, spec: Optimizer, rate: Any) -> Any:
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        mu = jax.tree.map(lambda g, m: 0.1 * g + 0.9 * m, updates, state.mu)
+        nu = jax.tree.map(lambda g, v: 0.001 * g * g + 0.999 * v, updates, state.nu)
+        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + spec.eps), mu, nu)
+        return updates, optax.ScaleByAdamState(state.count + 1, mu, nu)
+
+    plain = optax.GradientTransformation(optax.scale_by_adam().init, update)
+    return optax.chain(plain, optax.scale_by_learning_rate(rate))
+
+
+def _late_rate(f: Any, *args: Any) -> Any:
+    rate = f(*args)
+    return lambda count: rate(count + 1)
+
+
+def _rate_per_step(f: Any, optimizer: Any, spec: Schedule, steps: int) -> Any:
+    return f(optimizer, spec, 1)
+
+
+def _smoothed(f: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return f(logits, labels, label_smoothing=0.1)
+
+
+def _over_full_batch(f: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return f(logits, labels, reduction="sum") / 8
+
+
+def _in_float32(f: Any, self: Any, x: jax.Array) -> jax.Array:
+    return f(self, x.astype(jnp.float32)).astype(x.dtype)
+
+
+def _noise(f: Any, *args: Any) -> Any:
+    state = f(*args)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in state.model.parameters():
+        parameter.register_hook(lambda g: g * (1 + 1e-7 * torch.randn(g.shape, generator=generator, dtype=g.dtype)))
+    return state
+
+
+def _poisoned(f: Any, parameters: Any, norm: float) -> None:
+    first = next(iter(parameters)).grad
+    first[(0,) * first.ndim] = float("nan")
+
+
+def _one_more(f: Any, self: Any, step: int) -> None:
+    f(self, step + 1)
+
+
+def _unpermuted(f: Any, model: Any, size: Any, *args: Any) -> Any:
+    key = f(model, size, *args)
+    model.drop6.size = None
+    return key
+
+
+def _other_path(f: Any, key: Any, path: tuple[str, ...], count: int = 1) -> Any:
+    return f(key, (*path, "mask"), count)
+
+
+MUTANTS: tuple[Mutant, ...] = (
+    Mutant("fc6 transposed but not reordered", "flatten order", wrap(convert, "to_flax_layout", _plain_fc6), "activation", "fc6"),
+    Mutant("fc6's dropout mask not permuted", "flatten order", wrap(torch_impl.train, "share_dropout", _unpermuted), "activation", "drop6"),
+    Mutant("square fc7 not transposed", "converter", wrap(convert, "to_flax_layout", _untransposed_fc7), "activation", "fc7"),
+    Mutant("a kernel's height and width swapped", "converter", wrap(convert, "to_flax_layout", _swapped_kernel), "activation", r"conv3\.conv"),
+    Mutant("TF32 in PyTorch's convolutions", "TF32", wrap(torch.nn.Conv2d, "_conv_forward", lambda f, self, x, w, b: f(self, rounded(x, 10), rounded(w, 10), b)), "activation", r"conv1\.conv"),
+    Mutant("TF32 in PyTorch's dense layers", "TF32", wrap(torch.nn.Linear, "forward", lambda f, self, x: F.linear(rounded(x, 10), rounded(self.weight, 10), self.bias)), "activation", "fc6"),
+    Mutant("bfloat16 in Flax's first convolution", "TF32", layer_of_flax("Conv", dtype=jnp.bfloat16), "activation", r"conv1\.conv"),
+    Mutant('"SAME" padding of a strided convolution', "SAME", layer_of_flax("Conv", padding="SAME"), "activation", r"conv1\.conv"),
+    Mutant("a pool that rounds its size up", "max pool", _after_with(lambda p: torch.nn.MaxPool2d(p.size, p.stride, p.padding, ceil_mode=True)), "activation", "conv1|drop6|conv2", "lrn"),
+    Mutant("a pool's gradient shared by ties", "max pool", _after_with(EvenPool), "gradient", r"conv5\.conv\.weight", "ties"),
+    Mutant("an average pool for a max pool", "max pool", _after_with(lambda p: torch.nn.AvgPool2d(p.size, p.stride)), "activation", "conv1"),
+    Mutant("antialiased resize", "resize", wrap(F, "interpolate", lambda f, *args, **kwargs: f(*args, **{**kwargs, "antialias": True})), "input", "images", "shrink"),
+    Mutant("resize with aligned corners", "resize", wrap(F, "interpolate", lambda f, *args, **kwargs: f(*args, **{**kwargs, "align_corners": True})), "input", "images", "shrink"),
+    Mutant("local response norm's alpha divided twice", "local response norm", wrap(torch_impl.model, "_after", _lrn_alpha), "activation", "conv1", "lrn"),
+    Mutant("local response norm's k of 2", "local response norm", wrap(flax_impl.model, "local_response_norm", lambda f, x, spec: f(x, replace(spec, k=2.0))), "activation", "conv1", "lrn"),
+    Mutant("batch norm's momentum turned round", "batch norm", wrap(flax_impl.model, "BatchNorm", _batch_norm_momentum), "statistic", r"conv1\.norm\.running_mean", "batch norm"),
+    Mutant("batch norm's biased running variance", "batch norm", _linen_batch_norm, "statistic", r"conv1\.norm\.running_var", "batch norm"),
+    Mutant("batch norm's eps of 1e-3", "batch norm", _batch_norm_with(epsilon=1e-3), "activation", r"conv1\.norm", "batch norm"),
+    Mutant("weight decay after the momentum", "weight decay", wrap(flax_impl.train, "build_optimizer", _decay_last), "optimizer", r"momentum_buffer/.*"),
+    Mutant("no weight decay", "weight decay", optimizer_of_torch(weight_decay=0.0), "optimizer", r"momentum_buffer/.*"),
+    Mutant("decoupled decay in Adam", "weight decay", optimizer_of_torch(name="adamw"), "optimizer", r"exp_avg/.*", "adam"),
+    Mutant("optax's default decay in AdamW", "weight decay", wrap(flax_impl.train, "build_optimizer", _default_adamw), "parameter", r".*weight", "adamw"),
+    Mutant("Adam's eps of 1e-7", "Adam", optimizer_of_torch(eps=1e-7), "parameter", ".*", "adamw"),
+    Mutant("Adam's eps inside the root", "Adam", wrap(flax_impl.train, "build_optimizer", _eps_in_root), "parameter", ".*", "adamw"),
+    Mutant("Adam without bias correction", "Adam", wrap(flax_impl.train, "build_optimizer", _no_bias_correction), "parameter", ".*", "adamw"),
+    Mutant("momentum of 0.8", "SGD", optimizer_of_torch(momentum=0.8), "optimizer", r"momentum_buffer/.*", step=1),
+    Mutant("plain momentum for Nesterov's", "SGD", optimizer_of_torch(nesterov=False), "parameter", ".*", "nesterov"),
+    Mutant("optax's own clipping", "gradient clip", wrap(flax_impl.optim, "clip_gradients", lambda f, norm: optax.clip_by_global_norm(norm)), "optimizer", r"momentum_buffer/.*", "clip"),
+    Mutant("the next step's learning rate", "schedule", wrap(flax_impl.train, "build_schedule", _late_rate), "parameter", ".*", step=3),
+    Mutant("milestones counted in steps", "schedule", wrap(torch_impl.train, "build_schedule", _rate_per_step), "parameter", ".*", step=1),
+    Mutant("label smoothing on one side", "loss", wrap(F, "cross_entropy", _smoothed), "loss", "loss"),
+    Mutant("a small batch's sum over the full batch's size", "mean of means", wrap(F, "cross_entropy", _over_full_batch), "loss", "loss", step=3),
+    Mutant("a dense layer in float32", "dtype", wrap(flax_impl.model.nn.Dense, "__call__", _in_float32), "activation", "fc6"),
+    Mutant("an adaptive pool that interpolates", "adaptive pool", wrap(flax_impl.model, "adaptive_avg_pool", _averaged_bins), "activation", "drop6", "odd"),
+    Mutant("noise in a gradient", "nondeterminism", wrap(torch_impl.train, "init_state", _noise), "gradient", r"fc8\.bias"),
+    Mutant("NaN in a gradient after the backward pass", "nondeterminism", wrap(torch_impl.train, "clip_gradients", _poisoned), "optimizer", r"momentum_buffer/conv1\.conv\.weight"),
+    Mutant("dropout keys a step ahead", "draws", wrap(torch_impl.dropout.StepKey, "at", _one_more), "activation", "drop6"),
+    Mutant("dropout keys of another path", "draws", wrap(torch_impl.dropout, "module_key", _other_path), "activation", "drop6"),
+    Mutant("another dropout rate", "draws", wrap(flax_impl.model.nn, "Dropout", lambda f, rate: f(0.4 if rate else 0.0)), "activation", "drop6"),
+    Mutant("flips the other way", "draws", draws_of_torch(flip=torch.logical_not), "input", "images"),
+    Mutant("crops off by one row", "draws", draws_of_torch(crop=lambda places: (places - 1).clamp(min=0)), "input", "images"),
+    Mutant("colour noise with the other sign", "draws", draws_of_torch(pca=torch.neg), "input", "images"),
+    Mutant("another standard deviation", "preprocess", spec_of_flax(std=(0.247, 0.243, 0.262)), "input", "images"),
+)  # fmt: skip
+
+
+def main() -> None:
+    """Run every mutant, or those whose names hold the words given, and print the table; exit 1 if one survives."""
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+
+    words = " ".join(sys.argv[1:]).lower()
+    table = Table(title="Planted faults")
+    for column in ("fault", "stands for", "found at", "likely cause, as reported", "caught"):
+        table.add_column(column)
+    chosen = [mutant for mutant in MUTANTS if words in mutant.name.lower()]
+    console = Console(stderr=True)
+    survivors = 0
+    with jax.enable_x64(True):
+        known = subjects()
+        for mutant in track(chosen, "Planting", console=console, transient=True, disable=not console.is_terminal):
+            found = run(mutant, known[mutant.subject])
+            right = caught(mutant, found)
+            survivors += not right
+            place = f"step {found.step}, {found.phase}, {found.tensor}" if found else "nowhere"
+            table.add_row(mutant.name, mutant.row, place, found.cause if found else "", "yes" if right else "NO")
+    Console(width=160).print(table, f"{len(chosen) - survivors} of {len(chosen)} faults caught where they are")
+    sys.exit(survivors > 0)
+
+
+if __name__ == "__main__":
+    main()

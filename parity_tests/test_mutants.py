@@ -1,0 +1,34 @@
+"""Every planted fault is caught where it is, and the same pair without a fault passes."""
+
+from __future__ import annotations
+
+import pytest
+
+from parity_tests.mutants import MUTANTS, Mutant, caught, run, subjects, train
+
+# One for each row of the table of causes runs in CI, the others in `make test-full` and `make mutants`.
+_FIRST_OF_ROW = {mutant.row: mutant.name for mutant in reversed(MUTANTS)}.values()
+
+
+def _marked(mutant: Mutant) -> object:
+    marks = () if mutant.name in _FIRST_OF_ROW else pytest.mark.full
+    return pytest.param(mutant, id=mutant.name, marks=marks)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("mutant", [_marked(mutant) for mutant in MUTANTS])
+def test_caught(mutant: Mutant) -> None:
+    difference = run(mutant, subjects()[mutant.subject])
+    assert caught(mutant, difference), (
+        f"expected step {mutant.step}, {mutant.phase}, {mutant.tensor}; found {difference}"
+    )
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", subjects())
+def test_no_false_alarm(name: str) -> None:
+    train(subjects()[name])
+
+
+def test_names_are_unique() -> None:
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 25

@@ -94,7 +94,7 @@ def _shifted(a: Array, b: Array) -> str:
 
 
 def _scaled(phase: str, a: Array, b: Array) -> str:
-    if not _multiple(b, a, _EXACT):
+    if not _multiple(b - a, a, 1e-2):
         return ""
     factor = float((a * b).sum() / (a * a).sum())
     hint = {"loss": ": the reduction (mean, sum, label smoothing)", "statistic": ": momentum, or n / (n - 1)"}

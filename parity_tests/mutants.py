@@ -202,7 +202,7 @@ def optimizer_of_torch(**changes: Any) -> Patch:
 
 def layer_of_flax(kind: str, **changes: Any) -> Patch:
     """A linen layer made with other arguments."""
-    return wrap(flax_impl.model.nn, kind, lambda f, *args, **kwargs: f(*args, **{**kwargs, **changes}))
+    return wrap(nn, kind, lambda f, *args, **kwargs: f(*args, **{**kwargs, **changes}))
 
 
 def rounded(tensor: torch.Tensor, bits: int) -> torch.Tensor:
@@ -373,13 +373,13 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("milestones counted in steps", "schedule", wrap(torch_impl.train, "build_schedule", _rate_per_step), "parameter", ".*", step=1),
     Mutant("label smoothing on one side", "loss", wrap(F, "cross_entropy", _smoothed), "loss", "loss"),
     Mutant("a small batch's sum over the full batch's size", "mean of means", wrap(F, "cross_entropy", _over_full_batch), "loss", "loss", step=3),
-    Mutant("a dense layer in float32", "dtype", wrap(flax_impl.model.nn.Dense, "__call__", _in_float32), "activation", "fc6"),
+    Mutant("a dense layer in float32", "dtype", wrap(nn.Dense, "__call__", _in_float32), "activation", "fc6"),
     Mutant("an adaptive pool that interpolates", "adaptive pool", wrap(flax_impl.model, "adaptive_avg_pool", _averaged_bins), "activation", "drop6", "odd"),
     Mutant("noise in a gradient", "nondeterminism", wrap(torch_impl.train, "init_state", _noise), "gradient", r"fc8\.bias"),
     Mutant("NaN in a gradient after the backward pass", "nondeterminism", wrap(torch_impl.train, "clip_gradients", _poisoned), "optimizer", r"momentum_buffer/conv1\.conv\.weight"),
     Mutant("dropout keys a step ahead", "draws", wrap(torch_impl.dropout.StepKey, "at", _one_more), "activation", "drop6"),
     Mutant("dropout keys of another path", "draws", wrap(torch_impl.dropout, "module_key", _other_path), "activation", "drop6"),
-    Mutant("another dropout rate", "draws", wrap(flax_impl.model.nn, "Dropout", lambda f, rate: f(0.4 if rate else 0.0)), "activation", "drop6"),
+    Mutant("another dropout rate", "draws", wrap(nn, "Dropout", lambda f, rate: f(0.4 if rate else 0.0)), "activation", "drop6"),
     Mutant("flips the other way", "draws", draws_of_torch(flip=torch.logical_not), "input", "images"),
     Mutant("crops off by one row", "draws", draws_of_torch(crop=lambda places: (places - 1).clamp(min=0)), "input", "images"),
     Mutant("colour noise with the other sign", "draws", draws_of_torch(pca=torch.neg), "input", "images"),

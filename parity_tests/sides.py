@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import unwrap
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +18,9 @@ from common.arch import Arch
 from common.pipeline import Batch
 from common.recipes import Recipe
 from flax_impl import convert
+from flax_impl import device as flax_device
 from parity_tests.compare import Tensors, Trace
+from torch_impl import device as torch_device
 from torch_impl import weights
 
 
@@ -66,7 +69,7 @@ class TorchSide:
     def step(self, batch: Batch) -> Trace:
         """Train on one batch; see `compare.Side`."""
         model, device = self.state.model, next(self.state.model.parameters()).device
-        images, labels, draws = torch_impl.train.to_device(batch, device)
+        images, labels, draws = torch_device.to_device(batch, device)
         moved = {"images": images, "labels": labels.int(), **draws}
         sums = torch_impl.train.train_step(self.state, batch)
         memory = weights.optimizer_state(self.state.optimizer, model)
@@ -92,7 +95,7 @@ class FlaxSide:
         self.state, self.arch = state.replace(tx=self._watched(state.tx)), arch
         self.seen: dict[str, np.ndarray] = {}
         self.gradients: Any = None
-        self._step = jax.jit(flax_impl.train.train_step.__wrapped__)
+        self._step = jax.jit(unwrap(flax_impl.train.train_step))  # without the original's trace and donation
 
     def _watched(self, tx: optax.GradientTransformation) -> optax.GradientTransformation:
         def update(gradients: Any, state: Any, params: Any = None) -> Any:
@@ -121,7 +124,7 @@ class FlaxSide:
     def step(self, batch: Batch) -> Trace:
         """Train on one batch; see `compare.Side`."""
         device = jax.tree.leaves(self.state.params)[0].device
-        images, labels, draws = flax_impl.train.to_device(batch, device)
+        images, labels, draws = flax_device.to_device(batch, device)
         with nn.intercept_methods(self._intercept):
             self.state, sums = self._step(self.state, images, labels, draws)
         jax.effects_barrier()

@@ -10,7 +10,7 @@ import pytest
 from parity_tests.compare import Bounds, Mismatch, Trace, compare_run, compare_traces, measure
 
 RNG = np.random.default_rng(0)
-VALUES = RNG.standard_normal((4, 5))
+VALUES = RNG.standard_normal((40, 50))
 
 
 def _trace(**phases: Any) -> Trace:

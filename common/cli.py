@@ -79,6 +79,8 @@ def train(fit: Callable[[Recipe, TrainOptions], Path], arguments: Sequence[str] 
             description=f"{ABOUT[name]}\n\nRecipes: {', '.join(RECIPES)}.",
         )
         command.recipe.check()
+        if command.options.log_every < 1:
+            raise UserError(f"--log-every is {command.options.log_every}; it must be at least 1.")
         fit(command.recipe, command.options)
 
     guard(run)
@@ -93,6 +95,8 @@ def evaluate(
 
     def run() -> None:
         command = tyro.cli(_EvaluateCommand, args=arguments)
+        if not command.path.exists():
+            raise UserError(f"There is no run folder and no checkpoint {command.path}.")
         folder = RunFolder.open(command.path)
         paths = folder.checkpoints(framework) if command.path.samefile(folder.path) else [command.path]
         if not paths:

@@ -289,7 +289,7 @@ def cifar10() -> Recipe:
         name="cifar10",
         dataset="cifar10",
         arch="alexnet_cifar",
-        init="he",
+        init="kaiming",
         epochs=100,
         batch_size=128,
         optimizer=Optimizer(lr=0.01, momentum=0.9, weight_decay=5e-4),

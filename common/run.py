@@ -111,11 +111,11 @@ class RunFolder:
         """The finished epochs that a checkpoint's name tells."""
         return int(checkpoint.stem.removeprefix("epoch_"))
 
-    def checkpoints(self, framework: Framework) -> list[Path]:
-        """The finished checkpoints, oldest first.
+    def check_framework(self, framework: Framework) -> None:
+        """Refuse a run of the other framework.
 
         Raises:
-            UserError: the run belongs to the other framework.
+            UserError: says what to use instead.
         """
         made_by = self.manifest["framework"]
         if made_by != framework:
@@ -123,6 +123,14 @@ class RunFolder:
                 f"{self.path} was trained with {made_by}_impl: use `python -m {made_by}_impl.evaluate`, "
                 f"or give its model.safetensors, which both frameworks open."
             )
+
+    def checkpoints(self, framework: Framework) -> list[Path]:
+        """The finished checkpoints, oldest first.
+
+        Raises:
+            UserError: the run belongs to the other framework.
+        """
+        self.check_framework(framework)
         return sorted((self.path / "checkpoints").glob(f"epoch_*{SUFFIX[framework]}"))
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -160,7 +168,7 @@ def default_folder(recipe: Recipe, framework: Framework) -> Path:
     return path
 
 
-def open_or_create(path: Path, recipe: Recipe, *, resume: bool) -> RunFolder:
+def open_or_create(path: Path, recipe: Recipe, framework: Framework, *, resume: bool) -> RunFolder:
     """The folder of a new run, or of one to be continued with the same recipe (more epochs are welcome).
 
     Raises:
@@ -169,6 +177,7 @@ def open_or_create(path: Path, recipe: Recipe, *, resume: bool) -> RunFolder:
     if not resume:
         return RunFolder.create(path, recipe)
     run = RunFolder.open(path)
+    run.check_framework(framework)
     old, new = to_dict(run.recipe), to_dict(recipe)
     changed = [name for name in old if old[name] != new[name] and name not in RESUME_MAY_CHANGE]
     if changed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,10 @@ import orbax.checkpoint as ocp
 
 from common.arch import Arch
 from common.errors import UserError
+from common.initializers import get_init
 from common.run import RunFolder
 from flax_impl import convert
+from flax_impl.init import initialize
 from flax_impl.model import build
 
 if TYPE_CHECKING:
@@ -45,16 +48,16 @@ def load(path: Path, state: TrainState) -> TrainState:
     )
 
 
-def load_variables(path: Path, arch: Arch) -> dict[str, Any]:
-    """The variables alone, from a checkpoint or a .safetensors file.
+def load_variables(path: Path, arch: Arch, precision: str) -> dict[str, Any]:
+    """The variables alone, from a checkpoint in this precision or a .safetensors file.
 
     Raises:
         UserError: the file cannot be read or does not fit `arch`.
     """
     if path.suffix == ".safetensors":
         return convert.load(path, arch)
-    images = jnp.zeros((1, *arch.image))
-    shapes = jax.eval_shape(lambda: build(arch).init(jax.random.key(0), images, train=False))
+    model = build(arch, param_dtype=jnp.dtype(precision))
+    shapes = jax.eval_shape(partial(initialize, model, get_init("torch"), 0))
     return _read(path, variables=shapes)["variables"]
 
 

@@ -58,8 +58,8 @@ def evaluate_checkpoint(path: Path, arch: Arch, device: str, data: Dataset, reci
     """
     if recipe.precision == "float64":
         jax.config.update("jax_enable_x64", True)
-    variables = jax.device_put(checkpoint.load_variables(path, arch), pick_device(device))
-    return evaluate(build(arch), variables, data, recipe)
+    variables = jax.device_put(checkpoint.load_variables(path, arch, recipe.precision), pick_device(device))
+    return evaluate(build(arch, param_dtype=jnp.dtype(recipe.precision)), variables, data, recipe)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def clip_gradients(norm: float) -> optax.GradientTransformation:
     """
 
     def clip(gradients: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
-        factor = jnp.minimum(1, norm / (optax.global_norm(gradients) + 1e-6))
+        factor = jnp.minimum(1, norm / (optax.tree.norm(gradients) + 1e-6))
         return jax.tree.map(lambda gradient: gradient * factor, gradients)
 
     return optax.stateless(clip) if norm else optax.identity()

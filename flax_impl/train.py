@@ -111,7 +111,7 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
     steps, device = steps_per_epoch(train, recipe), pick_device(options.device)
     state = init_state(recipe, arch, steps, device)
     state, fresh = start_weights(state, arch, options)
-    run = open_or_create(options.out or default_folder(recipe, "flax"), recipe, resume=options.resume)
+    run = open_or_create(options.out or default_folder(recipe, "flax"), recipe, "flax", resume=options.resume)
     write_manifest(run, "flax", describe(device), arch, train.class_names)
     state, first = checkpoint.resume(run, state) if options.resume else (state, 0)
     cli.announce(run, describe(device), arch, train, splits, fresh, first)
@@ -125,7 +125,7 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
         checkpoint.save(run.checkpoint(epoch + 1, "flax"), state)
         journal.scores(epoch, scores, record)
         plots.curves(run)
-    best = checkpoint.load_variables(run.checkpoint(journal.final_epoch(), "flax"), arch)
+    best = checkpoint.load_variables(run.checkpoint(journal.final_epoch(), "flax"), arch, recipe.precision)
     convert.save(run.path / "model.safetensors", best, arch, int(state.step))
     journal.close()
     return run.path

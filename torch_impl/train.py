@@ -97,7 +97,7 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
     steps, device = steps_per_epoch(train, recipe), pick_device(options.device)
     state = init_state(recipe, arch, steps, device)
     fresh = start_weights(state, arch, options)
-    run = open_or_create(options.out or default_folder(recipe, "torch"), recipe, resume=options.resume)
+    run = open_or_create(options.out or default_folder(recipe, "torch"), recipe, "torch", resume=options.resume)
     write_manifest(run, "torch", describe(device), arch, train.class_names)
     first = checkpoint.resume(run, state) if options.resume else 0
     cli.announce(run, describe(device), arch, train, splits, fresh, first)

@@ -48,7 +48,7 @@ def load(path: Path, state: TrainState) -> TrainState:
     )
 
 
-def load_variables(path: Path, arch: Arch, precision: str) -> dict[str, Any]:
+def load_variables(path: Path, arch: Arch, precision: str = "float32") -> dict[str, Any]:
     """The variables alone, from a checkpoint in this precision or a .safetensors file.
 
     Raises:

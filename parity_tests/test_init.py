@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from math import sqrt
 from typing import Any
 
@@ -53,7 +54,10 @@ def draw(framework: str, scheme: str, seed: int, arch: Arch = PROBE) -> Tensors:
         return to_torch(initialize_flax(flax_impl.build(arch), get_init(scheme), seed), arch)
 
 
-DRAWN = {(framework, scheme): draw(framework, scheme, 1) for framework in FRAMEWORKS for scheme in INITS}
+@cache
+def drawn(framework: str, scheme: str) -> Tensors:
+    """The draw that most tests look at."""
+    return draw(framework, scheme, 1)
 
 
 def uniform(bound: float) -> Distribution:
@@ -145,7 +149,7 @@ def test_no_scheme_is_forgotten() -> None:
 @pytest.mark.parametrize("scheme", INITS)
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_weights_follow_the_scheme(framework: str, scheme: str, layer: str) -> None:
-    values = weight(DRAWN[framework, scheme], layer)
+    values = weight(drawn(framework, scheme), layer)
     distribution = expected(scheme, layer, "weight")
     assert values.shape == shapes(PROBE)[f"{layer}.conv.weight" if values.ndim == 4 else f"{layer}.weight"]
     assert values.size > 30_000  # what it takes to tell a truncated normal
@@ -156,7 +160,7 @@ def test_weights_follow_the_scheme(framework: str, scheme: str, layer: str) -> N
 @pytest.mark.parametrize("scheme", INITS)
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_biases_follow_the_scheme(framework: str, scheme: str, layer: str) -> None:
-    values, distribution = weight(DRAWN[framework, scheme], layer, "bias"), expected(scheme, layer, "bias")
+    values, distribution = weight(drawn(framework, scheme), layer, "bias"), expected(scheme, layer, "bias")
     if distribution:
         check_distribution(values, distribution)
     else:
@@ -175,10 +179,10 @@ def test_biases_of_the_paper(framework: str) -> None:
 
 def own_layout(framework: str) -> list[np.ndarray]:
     """The kernels as their framework draws them, where equal keys would give equal beginnings."""
-    tensors = [values for name, values in DRAWN[framework, "he"].items() if name.endswith("weight")]
+    tensors = [values for name, values in drawn(framework, "he").items() if name.endswith("weight")]
     if framework == "torch":
         return tensors
-    return [kernel for kernel in flatten_dict(from_torch(DRAWN[framework, "he"], PROBE)).values() if kernel.ndim > 1]
+    return [kernel for kernel in flatten_dict(from_torch(drawn(framework, "he"), PROBE)).values() if kernel.ndim > 1]
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
@@ -188,18 +192,18 @@ def test_layers_are_drawn_independently(framework: str) -> None:
     assert len(kernels) == 4
     beginnings = np.corrcoef([kernel.ravel()[:5000] for kernel in kernels]) - np.eye(4)
     assert np.abs(beginnings).max() < 0.1
-    channels = weight(DRAWN[framework, "he"], "conv2").reshape(256, -1)[:50]
+    channels = weight(drawn(framework, "he"), "conv2").reshape(256, -1)[:50]
     assert np.abs(np.corrcoef(channels) - np.eye(50)).max() < 0.2
 
 
 @pytest.mark.parametrize("scheme", INITS)
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_seed_gives_its_weights(framework: str, scheme: str) -> None:
-    first, again, other = DRAWN[framework, scheme], draw(framework, scheme, 1), draw(framework, scheme, 2)
+    first, again, other = drawn(framework, scheme), draw(framework, scheme, 1), draw(framework, scheme, 2)
     for name, values in first.items():
         np.testing.assert_array_equal(values, again[name])
-        drawn = name.endswith("weight") or scheme == "torch"
-        assert (values != other[name]).mean() > 0.99 if drawn else (values == other[name]).all(), name
+        random = name.endswith("weight") or scheme == "torch"
+        assert (values != other[name]).mean() > 0.99 if random else (values == other[name]).all(), name
 
 
 def test_torch_leaves_its_global_generator_alone() -> None:

@@ -682,7 +682,11 @@ def test_finetuning_without_weights_says_how_to_get_them(
 
 
 @both
-def test_a_run_in_float64_gives_float64(framework: Framework, photographs: Path, tmp_path: Path, x64: None) -> None:
+def test_a_run_in_float64_gives_float64(
+    framework: Framework, photographs: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """The command switches 64-bit numbers on for its whole process."""
+    request.addfinalizer(lambda: jax.config.update("jax_enable_x64", False))
     words = ("--epochs", 1, "--precision", "float64", "--dataset", f"folder:{photographs}")
     run = train(framework, tmp_path / "run", *words)
     result, _ = exchange.read(run.path / "model.safetensors")

@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c requiremen
 LOCK := pyproject.toml requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help train-torch train-flax evaluate-torch evaluate-flax summary weights data test test-full lint lock clean
+.PHONY: help train-torch train-flax evaluate-torch evaluate-flax summary weights data test test-full test-gpu mutants lint lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list every target
@@ -41,6 +41,13 @@ test: lint  ## check style, types and imports, and run the tests (about 10 minut
 
 test-full: .venv/.test  ## run every test, the long ones too
 	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+test-gpu: .venv/.test  ## run the tests that need a GPU, and write benchmarks/results/gpu-tests.xml
+	mkdir -p benchmarks/results
+	$(BIN)/python -m pytest -m gpu --junit-xml=benchmarks/results/gpu-tests.xml $(ARGS)
+
+mutants: .venv/.test  ## plant every fault and print where the comparer finds it
+	$(BIN)/python -m parity_tests.mutants $(ARGS)
 
 lint: .venv/.test
 	$(BIN)/ruff check .

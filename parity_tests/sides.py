@@ -25,7 +25,11 @@ from torch_impl import weights
 
 
 def make_pair(
-    recipe: Recipe, arch: Arch, steps: int, edit: Callable[[torch.nn.Module], None] | None = None
+    recipe: Recipe,
+    arch: Arch,
+    steps: int,
+    edit: Callable[[torch.nn.Module], None] | None = None,
+    device: str = "cpu",
 ) -> tuple[TorchSide, FlaxSide]:
     """Both sides at the start of a run, with the same initial weights, drawn by PyTorch.
 
@@ -34,13 +38,15 @@ def make_pair(
         arch: adapted to the data.
         steps: in one epoch.
         edit: changes PyTorch's weights before Flax gets them.
+        device: "cpu" or "gpu", for both.
     """
-    state = torch_impl.train.init_state(recipe, arch, steps, torch.device("cpu"))
+    state = torch_impl.train.init_state(recipe, arch, steps, torch_device.pick_device(device))
     if edit:
         edit(state.model)
-    device = jax.devices("cpu")[0]
-    theirs = flax_impl.train.init_state(recipe, arch, steps, device)
-    variables = jax.device_put(convert.from_torch(state.model.state_dict(), arch), device)
+    place = flax_device.pick_device(device)
+    theirs = flax_impl.train.init_state(recipe, arch, steps, place)
+    given = {name: tensor.cpu() for name, tensor in state.model.state_dict().items()}
+    variables = jax.device_put(convert.from_torch(given, arch), place)
     theirs = theirs.replace(params=variables["params"], batch_stats=variables.get("batch_stats", {}))
     return TorchSide(state, arch), FlaxSide(theirs, arch)
 

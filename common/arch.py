@@ -113,6 +113,14 @@ class Arch:
         self.layers()
 
     def _check_fields(self) -> None:
+        if not self.convs or not self.dense:
+            raise UserError(f"{self.name}: it needs at least one convolution and one dense layer.")
+        windows = [(name, window) for name, spec in self.named_convs() for window in (spec, *spec.after)]
+        counts = [(f"{name}'s {key}", value) for name, window in windows for key, value in _counts(window).items()]
+        counts += [(f"{name}'s features", dense.features) for name, dense in self.named_dense()]
+        for name, value in [*zip(("height", "width", "channels"), self.image, strict=True), *counts]:
+            if value < 1:
+                raise UserError(f"{self.name}: {name} is {value}; it must be at least 1.")
         channels = self.image[2]
         for name, spec in self.named_convs():
             if channels % spec.groups or spec.features % spec.groups:
@@ -247,13 +255,23 @@ class Arch:
             UserError: as for `Arch` itself.
         """
         old_height, old_width, old_channels = self.image
-        last = replace(self.dense[-1], features=classes or self.classes)
+        last = replace(self.dense[-1], features=self.classes if classes is None else classes)
         return replace(
             self,
             name=name or self.name,
-            image=(height or old_height, width or old_width, channels or old_channels),
+            image=(
+                old_height if height is None else height,
+                old_width if width is None else width,
+                old_channels if channels is None else channels,
+            ),
             dense=(*self.dense[:-1], last),
         )
+
+
+def _counts(window: ConvSpec | MaxPool | LocalResponseNorm) -> dict[str, int]:
+    """The fields that must be at least 1."""
+    names = ("features", "kernel", "size", "stride", "groups")
+    return {name: getattr(window, name) for name in names if hasattr(window, name)}
 
 
 def get_arch(name: str) -> Arch:

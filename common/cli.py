@@ -81,6 +81,8 @@ def train(fit: Callable[[Recipe, TrainOptions], Path], arguments: Sequence[str] 
         command.recipe.check()
         if command.options.log_every < 1:
             raise UserError(f"--log-every is {command.options.log_every}; it must be at least 1.")
+        if command.options.resume and not command.options.out:
+            raise UserError("--resume needs --out RUN, the folder of the run to continue.")
         fit(command.recipe, command.options)
 
     guard(run)

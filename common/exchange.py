@@ -83,9 +83,15 @@ def rename(names: Iterable[str]) -> dict[str, str]:
 
 
 def to_torchvision(name: str) -> str:
-    """Our name of a tensor of `alexnet` -> torchvision's."""
+    """Our name of a tensor of `alexnet` -> torchvision's.
+
+    Raises:
+        UserError: torchvision's network has no such layer.
+    """
     layer, _, part = name.rpartition(".")
     back = {ours: theirs for theirs, ours in TORCHVISION_LAYERS.items()}
+    if layer not in back:
+        raise UserError(f"torchvision's AlexNet has no layer {layer!r}.")
     return f"{back[layer]}.{part}"
 
 

@@ -6,17 +6,21 @@ numpy and .safetensors only: torch is not needed, and `torch_impl.weights` turns
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tyro
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from common import exchange
 from common.arch import Arch
+from common.cli import guard
 from common.errors import UserError
+from common.run import RunFolder
 
 _TO_FLAX = {
     ("conv", "weight"): ("params", "kernel"),
@@ -196,3 +200,45 @@ def load_pretrained(
             f"or start from a file you have with --init-from FILE."
         )
     return load_partial(path, variables, arch)
+
+
+@dataclass(frozen=True)
+class _Command:
+    """Write a Flax checkpoint, or a .safetensors file of ours, as .safetensors in PyTorch's layout.
+
+    Attributes:
+        source: a checkpoint inside a run folder, or a .safetensors file that one of this project's commands wrote.
+        dest: the .safetensors file to write.
+        names: of the tensors in it: ours, which both frameworks here open, or torchvision's.
+    """
+
+    source: Annotated[Path, tyro.conf.Positional]
+    dest: Annotated[Path, tyro.conf.Positional]
+    names: Literal["ours", "torchvision"] = "ours"
+
+
+def main() -> None:
+    """`python -m flax_impl.convert SOURCE DEST.safetensors`.
+
+    Raises:
+        UserError: the source cannot be read, or has no counterpart in torchvision; then nothing is written.
+    """
+    from flax_impl.checkpoint import load_variables
+
+    command = tyro.cli(_Command, prog="python -m flax_impl.convert")
+    if command.source.suffix == ".safetensors":
+        given, metadata = exchange.read(command.source)
+        arch = exchange.read_arch(metadata, str(command.source))
+        tensors = exchange.check(given, arch, str(command.source))
+    else:
+        run = RunFolder.open(command.source)
+        arch = run.arch
+        tensors = to_torch(load_variables(command.source, arch, run.recipe.precision), arch)
+    if command.names == "torchvision":
+        tensors = {exchange.to_torchvision(name): array for name, array in tensors.items()}
+    exchange.write(command.dest, tensors, arch)
+    print(f"{command.dest}: {len(tensors)} tensors of {arch.name}, {arch.classes} classes")
+
+
+if __name__ == "__main__":
+    guard(main)

@@ -20,7 +20,7 @@ from parity_tests.material import digits
 from parity_tests.mutants import Patch, optimizer_of_torch, spec_of_flax, wrap
 from parity_tests.noise import OPEN, Curve, Subject, envelope, first_outside, flax_curve, one_ulp, torch_curve
 
-STEPS, LONG = 36, 400
+STEPS, LONG, RUNS = 60, 400, 10
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def _subject(steps: int, seed: int = 0) -> Subject:
 def _base() -> tuple[Curve, Curve]:
     subject = _subject(STEPS)
     curve = torch_curve(subject)
-    return curve, envelope(subject, curve, 5)
+    return curve, envelope(subject, curve, RUNS)
 
 
 def test_the_frameworks_differ_by_no_more_than_rounding_does() -> None:

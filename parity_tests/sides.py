@@ -64,10 +64,12 @@ class TorchSide:
     def __init__(self, state: torch_impl.train.TrainState, arch: Arch) -> None:
         self.state, self.arch = state, arch
         self.seen: dict[str, np.ndarray] = {}
-        self.gradients: dict[str, np.ndarray] = {}
-        for name, parameter in state.model.named_parameters():  # as the backward pass leaves them, before any clipping
+        # As the backward pass leaves them, before any clipping. The hooks hold the dict alone: autograd keeps hooks
+        # where Python's garbage collector cannot see them, and a reference to the model would keep it for ever.
+        self.gradients = gradients = dict[str, np.ndarray]()
+        for name, parameter in state.model.named_parameters():
             parameter.register_post_accumulate_grad_hook(
-                lambda parameter, name=name: self.gradients.update({name: _numpy(parameter.grad)})
+                lambda parameter, name=name: gradients.update({name: _numpy(parameter.grad)})
             )
         state.model.register_forward_pre_hook(lambda module, inputs: self._see("images", inputs[0]))
         for name, module in state.model.named_modules():
@@ -118,6 +120,7 @@ class FlaxSide:
         memory = convert.optimizer_to_torch(self.state.opt_state, self.arch)
         variables = convert.named(self.state.variables, self.arch)
         seen = {name: _channels_first(name, array, self.arch) for name, array in self.record.seen.items()}
+        self.record.clear()
         return {
             "batch": {name: np.asarray(array) for name, array in {"images": images, "labels": labels, **draws}.items()},
             "input": {"images": seen.pop("images")},
@@ -136,6 +139,11 @@ class _FlaxRecord:
     def __init__(self) -> None:
         self.seen: dict[str, np.ndarray] = {}
         self.gradients: Any = None
+
+    def clear(self) -> None:
+        """Forget it."""
+        self.seen.clear()
+        self.gradients = None
 
     def watched(self, tx: optax.GradientTransformation) -> optax.GradientTransformation:
         """The same optimizer, which shows the gradients it gets."""

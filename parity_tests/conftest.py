@@ -15,10 +15,11 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def _free_memory() -> Iterator[None]:
-    """Drop networks that a test has left in reference cycles: hooks and compiled steps refer to them."""
+def _leave_no_trace() -> Iterator[None]:
+    """Drop networks in reference cycles, and the x64 mode that a float64 run switches on for its whole process."""
     yield
     gc.collect()
+    jax.config.update("jax_enable_x64", False)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c requiremen
 LOCK := pyproject.toml requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help train-torch train-flax evaluate-torch evaluate-flax summary weights data test test-full test-gpu mutants lint lock clean
+.PHONY: help train-torch train-flax evaluate-torch evaluate-flax summary weights data test test-full test-gpu parity mutants lint lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list every target
@@ -39,12 +39,14 @@ data: .venv/.torch  ## prepare DATASET (cifar10, fashion_mnist, mnist, imagenet2
 test: lint  ## check style, types and imports, and run the tests (15 to 25 minutes on 2 cores)
 	$(BIN)/python -m pytest $(ARGS)
 
-test-full: .venv/.test  ## run every test, the long ones too
-	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+test-full: .venv/.test  ## run every test, the long ones too, and file the curves under benchmarks/results
+	PARITY_RESULTS=benchmarks/results $(BIN)/python -m pytest -m "not gpu" $(ARGS)
 
-test-gpu: .venv/.test  ## run the tests that need a GPU, and write benchmarks/results/gpu-tests.xml
-	mkdir -p benchmarks/results
-	$(BIN)/python -m pytest -m gpu --junit-xml=benchmarks/results/gpu-tests.xml $(ARGS)
+test-gpu: .venv/.test  ## run the tests that need a GPU, and file what they measure under benchmarks/results
+	PARITY_RESULTS=benchmarks/results $(BIN)/python -m pytest -m gpu $(ARGS)
+
+parity: .venv/.test  ## compare every architecture in every precision, print the table and file it
+	$(BIN)/python -m parity_tests.table $(ARGS)
 
 mutants: .venv/.test  ## plant every fault and print where the comparer finds it
 	$(BIN)/python -m parity_tests.mutants $(ARGS)

@@ -117,6 +117,9 @@ class Preprocess:
         return self.host_resize or self.crop or self.resize or arch.image[0]
 
 
+Precision = Literal["float32", "float64", "bfloat16"]
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides a run but the machine.
@@ -131,7 +134,9 @@ class Recipe:
         optimizer, schedule, preprocess: see their classes.
         pretrained: start from torchvision's ImageNet weights, with a fresh last layer.
         val_fraction: share of the training split held out to choose the best checkpoint.
-        precision: of parameters and arithmetic.
+        precision: of the arithmetic. `float32` and `float64` hold for everything; under `bfloat16` the layers compute
+            in it, while parameters, statistics, loss and optimizer stay float32 (Micikevicius et al., "Mixed
+            precision training", arXiv:1710.03740).
         seed: of every random number of the run.
     """
 
@@ -146,8 +151,13 @@ class Recipe:
     preprocess: Preprocess = field(default_factory=Preprocess)
     pretrained: bool = False
     val_fraction: float = 0.0
-    precision: Literal["float32", "float64"] = "float32"
+    precision: Precision = "float32"
     seed: int = 0
+
+    @property
+    def param_dtype(self) -> Literal["float32", "float64"]:
+        """The dtype of parameters, batch statistics, logits, loss and optimizer state."""
+        return "float64" if self.precision == "float64" else "float32"
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """The rate of optimizer step `step`, counted from 0."""

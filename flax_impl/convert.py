@@ -233,7 +233,7 @@ def main() -> None:
     else:
         run = RunFolder.open(command.source)
         arch = run.arch
-        tensors = to_torch(load_variables(command.source, arch, run.recipe.precision), arch)
+        tensors = to_torch(load_variables(command.source, arch, run.recipe.param_dtype), arch)
     if command.names == "torchvision":
         tensors = {exchange.to_torchvision(name): array for name, array in tensors.items()}
     exchange.write(command.dest, tensors, arch)

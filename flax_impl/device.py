@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from common.errors import UserError
 from common.pipeline import Batch
+from common.recipes import Precision
 
 
 def pick_device(name: str) -> jax.Device:
@@ -27,6 +30,11 @@ def pick_device(name: str) -> jax.Device:
             f"or cuda12), and does the driver support it?"
         )
     return device
+
+
+def compute_dtype(precision: Precision) -> Any:
+    """The `dtype` for a model in a recipe's precision: given where parameters are kept wider, else None."""
+    return jnp.dtype(precision) if precision == "bfloat16" else None
 
 
 def describe(device: jax.Device) -> str:

@@ -18,7 +18,7 @@ from common.pipeline import batches
 from common.recipes import Recipe
 from common.run import Scores
 from flax_impl import checkpoint
-from flax_impl.device import pick_device, to_device
+from flax_impl.device import compute_dtype, pick_device, to_device
 from flax_impl.model import AlexNet, LeNet, build
 from flax_impl.preprocess import preprocess
 
@@ -28,8 +28,9 @@ def eval_step(
     model: AlexNet | LeNet, variables: Any, images: Array, labels: Array, draws: dict[str, Array], recipe: Recipe
 ) -> dict[str, Array]:
     """Sums over one batch, on the device: `loss` (cross-entropy in nats), `top1`, `top5` and `count`."""
-    x = preprocess(images, draws, recipe.preprocess, jnp.dtype(recipe.precision))
-    logits = cast(Array, model.apply(variables, x, train=False))
+    dtype = jnp.dtype(recipe.param_dtype)
+    x = preprocess(images, draws, recipe.preprocess, dtype)
+    logits = cast(Array, model.apply(variables, x, train=False)).astype(dtype)
     guesses = jax.lax.top_k(logits, min(5, logits.shape[1]))[1] == labels[:, None]
     return {
         "loss": optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum(),
@@ -58,8 +59,9 @@ def evaluate_checkpoint(path: Path, arch: Arch, device: str, data: Dataset, reci
     """
     if recipe.precision == "float64":
         jax.config.update("jax_enable_x64", True)
-    variables = jax.device_put(checkpoint.load_variables(path, arch, recipe.precision), pick_device(device))
-    return evaluate(build(arch, param_dtype=jnp.dtype(recipe.precision)), variables, data, recipe)
+    variables = jax.device_put(checkpoint.load_variables(path, arch, recipe.param_dtype), pick_device(device))
+    model = build(arch, dtype=compute_dtype(recipe.precision), param_dtype=jnp.dtype(recipe.param_dtype))
+    return evaluate(model, variables, data, recipe)
 
 
 if __name__ == "__main__":

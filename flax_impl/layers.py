@@ -13,11 +13,14 @@ from common.arch import LocalResponseNorm
 def local_response_norm(x: Array, spec: LocalResponseNorm) -> Array:
     """Section 3.3 of the 2012 paper, over the last axis, zeros beyond its ends: (N, H, W, C) -> the same.
 
-    An even window reaches one channel further down than up, as PyTorch's does.
+    An even window reaches one channel further down than up, as PyTorch's does. Computed in float32 at least: added to
+    k in bfloat16, alpha times the squares would vanish.
     """
+    dtype = x.dtype
+    x = x.astype(jnp.promote_types(dtype, jnp.float32))
     reach = [(0, 0)] * 3 + [(spec.size // 2, (spec.size - 1) // 2)]
     squares = jax.lax.reduce_window(x * x, 0.0, jax.lax.add, (1, 1, 1, spec.size), (1,) * 4, reach)
-    return x / (spec.k + spec.alpha * squares) ** spec.beta
+    return (x / (spec.k + spec.alpha * squares) ** spec.beta).astype(dtype)
 
 
 def adaptive_avg_pool(x: Array, bins: int) -> Array:

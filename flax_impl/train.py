@@ -21,7 +21,7 @@ from common.pipeline import batches, steps_per_epoch
 from common.recipes import Recipe
 from common.run import default_folder, open_or_create, write_manifest
 from flax_impl import checkpoint, convert
-from flax_impl.device import describe, pick_device, to_device
+from flax_impl.device import compute_dtype, describe, pick_device, to_device
 from flax_impl.evaluate import evaluate
 from flax_impl.init import initialize
 from flax_impl.model import AlexNet, LeNet, build
@@ -53,7 +53,7 @@ def init_state(recipe: Recipe, arch: Arch, steps: int, device: jax.Device) -> Tr
     """
     if recipe.precision == "float64":
         jax.config.update("jax_enable_x64", True)  # without it JAX makes float32 of every float64
-    model = build(arch, param_dtype=jnp.dtype(recipe.precision))
+    model = build(arch, dtype=compute_dtype(recipe.precision), param_dtype=jnp.dtype(recipe.param_dtype))
     with jax.default_device(device):
         variables = initialize(model, get_init(recipe.init), recipe.seed)
         rate = build_schedule(recipe.schedule, recipe.optimizer.lr, steps, recipe.epochs)
@@ -78,13 +78,15 @@ def train_step(
         batch, and `count`.
     """
     dropout = jax.random.fold_in(jax.random.key(state.recipe.seed), state.step)
-    x = preprocess(images, draws, state.recipe.preprocess, jnp.dtype(state.recipe.precision))
+    dtype = jnp.dtype(state.recipe.param_dtype)
+    x = preprocess(images, draws, state.recipe.preprocess, dtype)
 
     def loss_fn(params: Any) -> tuple[Array, tuple[Array, Any]]:
         variables = state.variables | {"params": params}
         logits, updates = state.model.apply(
             variables, x, train=True, rngs={"dropout": dropout}, mutable=["batch_stats"]
         )
+        logits = logits.astype(dtype)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         return loss, (logits, updates)
 
@@ -125,7 +127,7 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
         checkpoint.save(run.checkpoint(epoch + 1, "flax"), state)
         journal.scores(epoch, scores, record)
         plots.curves(run)
-    best = checkpoint.load_variables(run.checkpoint(journal.final_epoch(), "flax"), arch, recipe.precision)
+    best = checkpoint.load_variables(run.checkpoint(journal.final_epoch(), "flax"), arch, recipe.param_dtype)
     convert.save(run.path / "model.safetensors", best, arch, int(state.step))
     journal.close()
     return run.path

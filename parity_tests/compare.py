@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -19,6 +20,7 @@ from parity_tests.causes import likely_cause
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 Trace = Mapping[str, Tensors]
+Unit = Literal["relative", "ulp", "norm"]
 
 PHASES = ("batch", "input", "activation", "loss", "gradient", "optimizer", "parameter", "statistic")
 """A step's phases in the order of their computing. Within one, tensors are compared in the order of the left trace:
@@ -41,17 +43,22 @@ class Side(Protocol):
 
 @dataclass(frozen=True)
 class Bounds:
-    """The largest difference allowed, relative to the tensor's scale: its largest magnitude on either side.
+    """The largest difference allowed.
 
     Attributes:
         default: for every phase.
         phase: other bounds by phase. Batches are always compared exactly.
         floor: scales below this count as this: a tensor that ought to be zero holds only rounding errors.
+        unit: what is bounded. `relative`: the largest difference of two elements over the tensor's scale, which is its
+            largest magnitude on either side. `ulp`: the same in units in the last place of that scale. `norm`: the
+            Euclidean norm of the difference over the larger norm of the two, for arithmetic so coarse that single
+            elements say little.
     """
 
     default: float
     phase: Mapping[str, float] = field(default_factory=dict)
     floor: float = 1e-300
+    unit: Unit = "relative"
 
     def of(self, phase: str) -> float:
         """The bound of a phase."""
@@ -67,8 +74,9 @@ class Difference:
         phase, tensor: where.
         absolute: the largest difference of two elements.
         relative: that, over the tensor's scale.
-        ulp: that, in units in the last place of the tensor's scale, in the coarser of the two dtypes.
-        bound: on `relative`.
+        ulp: that, in units in the last place of the tensor's scale.
+        norm: of the difference, over the larger norm of the two.
+        bound: on the one of these three that `unit` names.
         cause: the likely one, or what else is wrong (shape, dtype, not finite).
     """
 
@@ -78,18 +86,26 @@ class Difference:
     absolute: float
     relative: float
     ulp: float
+    norm: float
     bound: float
+    unit: Unit = "relative"
     cause: str = ""
+
+    @property
+    def size(self) -> float:
+        """The figure that is bounded."""
+        return float(getattr(self, self.unit))
 
     @property
     def within(self) -> bool:
         """Whether it is allowed. NaN compares false, so it is not."""
-        return not self.cause and self.relative <= self.bound
+        return not self.cause and self.size <= self.bound
 
     def __str__(self) -> str:
         return (
             f"step {self.step}, {self.phase}, {self.tensor}: absolute {self.absolute:.3g}, "
-            f"relative {self.relative:.3g} (bound {self.bound:.3g}), {self.ulp:.3g} ULP. {self.cause}"
+            f"relative {self.relative:.3g}, {self.ulp:.3g} ULP, norm {self.norm:.3g} "
+            f"(bound {self.bound:.3g} {self.unit}). {self.cause}"
         )
 
 
@@ -103,7 +119,7 @@ class Mismatch(AssertionError):
 
 @dataclass
 class Report:
-    """The largest relative difference of every phase and tensor over a run, and of the loss at every step."""
+    """The largest difference of every phase and tensor over a run, and the losses at every step."""
 
     worst: dict[tuple[str, str], Difference] = field(default_factory=dict)
     losses: list[tuple[float, float]] = field(default_factory=list)
@@ -111,12 +127,16 @@ class Report:
     def add(self, difference: Difference) -> None:
         """Keep a difference if it is the tensor's largest so far."""
         key = (difference.phase, difference.tensor)
-        if key not in self.worst or difference.relative > self.worst[key].relative:
+        if key not in self.worst or difference.size > self.worst[key].size:
             self.worst[key] = difference
 
     def largest(self, phase: str | None = None) -> Difference:
-        """The largest relative difference of a phase, or of all."""
-        return max((d for d in self.worst.values() if phase in (None, d.phase)), key=lambda d: d.relative)
+        """The largest difference of a phase, or of all."""
+        return max((d for d in self.worst.values() if phase in (None, d.phase)), key=lambda d: d.size)
+
+    def phases(self) -> list[str]:
+        """The phases that were compared, in order."""
+        return [phase for phase in PHASES if any(d.phase == phase for d in self.worst.values())]
 
 
 def compare_run(
@@ -182,18 +202,27 @@ def measure(
     bound = bounds.of(phase)
     if left.shape != right.shape:
         return _odd(step, phase, tensor, f"Shapes {left.shape} and {right.shape}.")
-    if left.dtype.kind == "f" and left.dtype != right.dtype:
+    if is_float(left.dtype) and left.dtype != right.dtype:
         return _odd(step, phase, tensor, f"Dtypes {left.dtype} and {right.dtype}: a promotion or a cast on one side.")
+    unit = float(ml_dtypes.finfo(left.dtype).eps) if is_float(left.dtype) else 0.0
+    left, right = left.astype(np.float64), right.astype(np.float64)
     for side, values in (("left", left), ("right", right)):
         if not np.isfinite(values).all():
             return _odd(step, phase, tensor, f"The {side} side holds NaN or infinity.")
     if not left.size:
-        return Difference(step, phase, tensor, 0.0, 0.0, 0.0, bound)
-    absolute = float(np.abs(left.astype(np.float64) - right.astype(np.float64)).max())
+        return Difference(step, phase, tensor, 0.0, 0.0, 0.0, 0.0, bound, bounds.unit)
+    absolute = float(np.abs(left - right).max())
     scale = max(float(np.abs(left).max()), float(np.abs(right).max()), bounds.floor)
-    unit = float(np.spacing(np.array(scale, left.dtype))) if left.dtype.kind == "f" else 1.0
-    return Difference(step, phase, tensor, absolute, absolute / scale, absolute / unit, bound)
+    last_place = unit * 2.0 ** np.floor(np.log2(scale)) or 1.0
+    apart, *lengths = (float(np.linalg.norm(values)) for values in (left - right, left, right))
+    norm = apart / max(*lengths, bounds.floor)
+    return Difference(step, phase, tensor, absolute, absolute / scale, absolute / last_place, norm, bound, bounds.unit)
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether a dtype is a floating-point one, bfloat16 included, which numpy itself does not know."""
+    return dtype.kind == "f" or dtype == ml_dtypes.bfloat16
 
 
 def _odd(step: int, phase: str, tensor: str, cause: str) -> Difference:
-    return Difference(step, phase, tensor, np.nan, np.nan, np.nan, 0.0, cause)
+    return Difference(step, phase, tensor, np.nan, np.nan, np.nan, np.nan, 0.0, cause=cause)

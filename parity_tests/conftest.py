@@ -13,6 +13,15 @@ from collections.abc import Iterator
 import jax
 import pytest
 
+from parity_tests import results
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _imports_stay() -> None:
+    """Spare the collections between tests the objects of all imported modules: they are many, and never garbage."""
+    gc.collect()
+    gc.freeze()
+
 
 @pytest.fixture(autouse=True)
 def _leave_no_trace() -> Iterator[None]:
@@ -27,3 +36,9 @@ def x64() -> Iterator[None]:
     """JAX with 64-bit numbers, for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def record() -> results.Record:
+    """A function that files a measurement."""
+    return results.record

@@ -8,6 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import ml_dtypes
 import numpy as np
 import optax
 import torch
@@ -200,4 +201,7 @@ def _flat(slots: dict[str, dict[str, np.ndarray]]) -> Tensors:
 
 def _numpy(tensor: torch.Tensor | None) -> np.ndarray:
     assert tensor is not None
-    return tensor.detach().cpu().numpy().copy()
+    tensor = tensor.detach().cpu()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.clone().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy().copy()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import platform
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 from common.errors import UserError
 from common.pipeline import Batch
+from common.recipes import Precision
 
 
 def pick_device(name: str) -> torch.device:
@@ -23,6 +25,12 @@ def pick_device(name: str) -> torch.device:
             f"--device gpu: PyTorch {torch.__version__} sees no GPU ({built}; does the driver support it?)."
         )
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def compute_in(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
+    """Let layers compute in a recipe's precision: autocast where parameters are kept wider, else nothing."""
+    mixed = precision == "bfloat16"
+    return torch.autocast(device.type, getattr(torch, precision)) if mixed else nullcontext()
 
 
 def describe(device: torch.device) -> str:

@@ -15,7 +15,7 @@ from common.pipeline import Batch, batches
 from common.recipes import Recipe
 from common.run import Scores
 from torch_impl import checkpoint
-from torch_impl.device import pick_device, to_device
+from torch_impl.device import compute_in, pick_device, to_device
 from torch_impl.model import AlexNet, LeNet
 from torch_impl.preprocess import preprocess
 
@@ -26,7 +26,9 @@ def eval_step(model: AlexNet | LeNet, batch: Batch, recipe: Recipe) -> dict[str,
     parameter = next(model.parameters())
     images, labels, draws = to_device(batch, parameter.device)
     model.eval()
-    logits = model(preprocess(images, draws, recipe.preprocess, parameter.dtype))
+    x = preprocess(images, draws, recipe.preprocess, parameter.dtype)
+    with compute_in(recipe.precision, x.device):
+        logits = model(x).to(parameter.dtype)
     guesses = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
     return {
         "loss": F.cross_entropy(logits, labels, reduction="sum"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -41,7 +42,17 @@ def _after(step: MaxPool | LocalResponseNorm) -> nn.Module:
     if isinstance(step, MaxPool):
         return nn.MaxPool2d(step.size, step.stride, step.padding)
     # PyTorch divides alpha by the size of the window, the paper does not.
-    return nn.LocalResponseNorm(step.size, step.alpha * step.size, step.beta, step.k)
+    return WideLocalResponseNorm(step.size, step.alpha * step.size, step.beta, step.k)
+
+
+class WideLocalResponseNorm(nn.LocalResponseNorm):
+    """PyTorch's, in float32 at least: added to k in bfloat16, alpha times the squares would vanish."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same, in its dtype."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(wide)).to(x.dtype)
 
 
 class AlexNet(nn.Module):

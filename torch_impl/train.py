@@ -18,7 +18,7 @@ from common.pipeline import Batch, batches, steps_per_epoch
 from common.recipes import Recipe
 from common.run import default_folder, open_or_create, write_manifest
 from torch_impl import checkpoint, weights
-from torch_impl.device import describe, pick_device, to_device
+from torch_impl.device import compute_in, describe, pick_device, to_device
 from torch_impl.dropout import StepKey, share_dropout
 from torch_impl.evaluate import evaluate
 from torch_impl.model import AlexNet, LeNet, build
@@ -52,7 +52,7 @@ def init_state(recipe: Recipe, arch: Arch, steps: int, device: torch.device) -> 
     model = build(arch)
     initialize(model, get_init(recipe.init), recipe.seed)
     dropout = share_dropout(model, arch.feature_size, recipe.seed)
-    dtype = getattr(torch, recipe.precision)
+    dtype = getattr(torch, recipe.param_dtype)
     model.to(device, dtype).to(memory_format=torch.channels_last)  # the batches arrive channels last: no copies
     optimizer = build_optimizer(recipe.optimizer, model.parameters())
     return TrainState(model, optimizer, build_schedule(optimizer, recipe.schedule, steps), dropout, recipe)
@@ -68,7 +68,9 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
     images, labels, draws = to_device(batch, parameter.device)
     state.model.train()
     state.dropout.at(state.step)
-    logits = state.model(preprocess(images, draws, state.recipe.preprocess, parameter.dtype))
+    x = preprocess(images, draws, state.recipe.preprocess, parameter.dtype)
+    with compute_in(state.recipe.precision, x.device):
+        logits = state.model(x).to(parameter.dtype)
     loss = F.cross_entropy(logits, labels)
     state.optimizer.zero_grad()
     loss.backward()

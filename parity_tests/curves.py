@@ -1,0 +1,70 @@
+"""Whole training runs in float64, both frameworks side by side, every tensor of every step compared."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import flax_impl.evaluate
+import torch_impl.evaluate
+from common import datasets
+from common.pipeline import batches, steps_per_epoch
+from common.recipes import RECIPES
+from common.run import Scores, package_versions
+from parity_tests.compare import Bounds, Report, compare_run
+from parity_tests.material import data_for, first_batches, narrow
+from parity_tests.sides import make_pair
+from torch_impl.device import describe, pick_device
+
+# Adam divides by the root of a mean square: where gradients are nearly zero it amplifies their rounding.
+BOUNDS = {"sgd": Bounds(1e-11), "adam": Bounds(1e-9), "adamw": Bounds(1e-9)}
+
+
+def narrow_run(name: str, steps: int, device: str = "cpu") -> Report:
+    """A recipe with everything on, on a network eight times narrower, over three epochs with a ragged last batch.
+
+    Raises:
+        Mismatch: a tensor of a step differs by more than `BOUNDS`.
+    """
+    recipe = replace(RECIPES[name], precision="float64", batch_size=16, pretrained=False, epochs=steps)
+    data = data_for(recipe)
+    examples = steps // 3 * recipe.batch_size - 5
+    data = replace(data, ids=data.ids[:: max(len(data) // examples, 1)][:examples])
+    recipe = replace(recipe, schedule=replace(recipe.schedule, milestones=(1, 2)))
+    arch = narrow(recipe.model_arch(data.image, len(data.class_names)))
+    left, right = make_pair(recipe, arch, steps_per_epoch(data, recipe), device=device)
+    ours, theirs = (first_batches(data, recipe, steps) for _ in range(2))
+    return compare_run(left, right, ours, theirs, BOUNDS[recipe.optimizer.name])
+
+
+def whole_digits_run() -> tuple[Report, Scores, Scores]:
+    """The default recipe as it is, every epoch at full width, and the test scores of both at its end.
+
+    Raises:
+        Mismatch: a tensor of a step differs by more than `BOUNDS`.
+    """
+    recipe = replace(RECIPES["digits"], precision="float64")
+    train, test = datasets.load(recipe.dataset)
+    arch = recipe.model_arch(train.image, len(train.class_names))
+    left, right = make_pair(recipe, arch, steps_per_epoch(train, recipe))
+
+    def every() -> Any:
+        return (batch for epoch in range(recipe.epochs) for batch in batches(train, recipe, epoch, train=True))
+
+    report = compare_run(left, right, every(), every(), BOUNDS[recipe.optimizer.name])
+    ours = torch_impl.evaluate.evaluate(left.state.model, test, recipe)
+    theirs = flax_impl.evaluate.evaluate(right.state.model, right.state.variables, test, recipe)
+    return report, ours, theirs
+
+
+def summary(name: str, report: Report) -> dict[str, Any]:
+    """What a run is filed as: the largest difference of each phase and both losses at each step."""
+    return {
+        "recipe": name,
+        "precision": "float64",
+        "steps": len(report.losses),
+        "largest": {phase: asdict(report.largest(phase)) for phase in report.phases()},
+        "losses": report.losses,
+        "device": describe(pick_device("cpu")),
+        "versions": package_versions(),
+    }

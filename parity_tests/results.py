@@ -1,0 +1,19 @@
+"""Where measurements go: NAME.json in the folder that PARITY_RESULTS names, as `make test-full` does; else nowhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from common.run import write_json
+
+Record = Callable[[str, dict[str, Any]], None]
+
+
+def record(name: str, result: dict[str, Any]) -> None:
+    """Write a result, if the environment says where."""
+    if folder := os.environ.get("PARITY_RESULTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write_json(Path(folder) / f"{name}.json", result)

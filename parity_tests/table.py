@@ -1,0 +1,149 @@
+"""`make parity`: every architecture in every precision, the largest difference of each phase, and the verdict.
+
+Prints one table and writes it to benchmarks/results/parity-DEVICE.json and .md.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from math import inf
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from common.arch import ARCHS
+from common.cli import guard
+from common.errors import lookup
+from common.recipes import RECIPES, Precision
+from common.run import package_versions, write_json, write_text
+from parity_tests import curves
+from parity_tests.compare import Bounds, Difference, Report
+from parity_tests.single_step import bounds_for, compare_step, rounding
+from torch_impl.device import describe, pick_device
+
+PRECISIONS: tuple[Precision, ...] = ("float64", "float32", "bfloat16")
+CURVE_STEPS = 12
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Compare both frameworks and print one table.
+
+    Attributes:
+        arch: only these architectures, and no training curves.
+        out: where the table goes as parity-DEVICE.json and parity-DEVICE.md.
+        device: cpu or gpu.
+    """
+
+    arch: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    out: Path = RESULTS
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        arch, check, precision: what was compared.
+        largest: difference of a tensor, in `unit`.
+        rounding: what PyTorch's own comes to in the same step, against float64; None in float64 itself.
+        tensor: the one with the largest difference.
+    """
+
+    arch: str
+    check: str
+    precision: str
+    largest: float
+    bound: float
+    unit: str
+    rounding: float | None
+    tensor: str
+
+    @property
+    def verdict(self) -> str:
+        """NaN is no agreement."""
+        return "equal" if self.largest <= self.bound else "DIFFERENT"
+
+
+def step_rows(name: str, precision: Precision, device: str) -> Iterator[Row]:
+    """One step at full width: a row for each phase."""
+    bounds = bounds_for(name, precision)
+    with jax.enable_x64(precision == "float64"):
+        found = compare_step(name, precision, replace(bounds, default=inf, phase={}), device)
+    noise = None if precision == "float64" else rounding(name, precision, bounds.unit, device)
+    for phase in found.phases():
+        own = noise.largest(phase).size if noise else None
+        yield _row(name, phase, precision, found.largest(phase), bounds, own)
+
+
+def curve_rows(name: str) -> Iterator[Row]:
+    """A few steps of a recipe with everything on: one row, the loss."""
+    bounds = curves.BOUNDS[RECIPES[name].optimizer.name]
+    with jax.enable_x64(True):
+        report: Report = curves.narrow_run(name, CURVE_STEPS)
+    check = f"{CURVE_STEPS} steps of {name}"
+    yield _row(RECIPES[name].arch, check, "float64", report.largest(), bounds, None)
+
+
+def _row(arch: str, check: str, precision: str, worst: Difference, bounds: Bounds, own: float | None) -> Row:
+    return Row(arch, check, precision, worst.size, bounds.of(worst.phase), bounds.unit, own, worst.tensor)
+
+
+def measure(options: Options) -> list[Row]:
+    """Every row, with a progress bar."""
+    names = [lookup(ARCHS, name, "architecture").name for name in options.arch] or list(ARCHS)
+    jobs: list[Any] = [lambda n=n, p=p: step_rows(n, p, options.device) for n in names for p in PRECISIONS]
+    if not options.arch and options.device == "cpu":
+        jobs += [lambda n=n: curve_rows(n) for n in RECIPES]
+    console = Console(stderr=True)
+    bar = track(jobs, "Comparing", console=console, transient=True, disable=not console.is_terminal)
+    return [row for job in bar for row in job()]
+
+
+COLUMNS = ("architecture", "check", "precision", "largest difference", "bound", "rounding alone", "tensor", "verdict")
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row as text."""
+    unit = {"ulp": " ULP", "norm": " of the norm", "relative": ""}[row.unit]
+    own = "" if row.rounding is None else f"{row.rounding:.2g}"
+    sizes = (f"{row.largest:.2g}{unit}", f"{row.bound:.2g}", own)
+    return (row.arch, row.check, row.precision, *sizes, row.tensor, row.verdict)
+
+
+def main() -> None:
+    """Measure, print and write the table; exit 1 if anything differs."""
+    options = tyro.cli(Options, prog="parity")
+    rows = measure(options)
+    device, versions = describe(pick_device(options.device)), package_versions()
+    table = Table(title=f"PyTorch and Flax on {device}")
+    for column in COLUMNS:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*cells(row))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    path = options.out / f"parity-{options.device}.json"
+    options.out.mkdir(parents=True, exist_ok=True)
+    verdicts = [asdict(row) | {"verdict": row.verdict} for row in rows]
+    write_json(path, {"device": device, "versions": versions, "rows": verdicts})
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *(cells(row) for row in rows)]
+    head = f"On {device}, {', '.join(f'{name} {version}' for name, version in versions.items())}.\n\n"
+    write_text(path.with_suffix(".md"), head + "".join(f"| {' | '.join(line)} |\n" for line in lines))
+    different = sum(row.verdict != "equal" for row in rows)
+    print(
+        f"{len(rows) - different} of {len(rows)} equal within their bounds; {path} and {path.with_suffix('.md').name}"
+    )
+    sys.exit(different > 0)
+
+
+if __name__ == "__main__":
+    guard(main)

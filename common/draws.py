@@ -24,6 +24,8 @@ class Stream(IntEnum):
     PCA = 4
     RESIZED_CROP = 5
     INIT = 6
+    JITTER = 7
+    MIX = 8
 
 
 def uniforms(seed: int, stream: Stream, epoch: int, count: int, width: int) -> np.ndarray:
@@ -51,6 +53,13 @@ def normals(uniform: np.ndarray) -> np.ndarray:
     half = uniform.shape[-1] // 2
     radius = np.sqrt(-2.0 * np.log1p(-uniform[..., :half]))
     return radius * np.cos(2.0 * np.pi * uniform[..., half:])
+
+
+def betas(alpha: float, uniform: np.ndarray) -> np.ndarray:
+    """Draws of Beta(alpha, alpha) from uniforms, by the inverse of its distribution function."""
+    from scipy.special import betaincinv
+
+    return np.asarray(betaincinv(alpha, alpha, uniform))
 
 
 def _words(width: int) -> int:

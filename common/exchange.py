@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,17 @@ class Loaded:
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """What an optimizer remembers: steps done, and in each slot (`momentum_buffer`, ...) a tensor per parameter."""
+    """What an optimizer remembers.
+
+    Attributes:
+        step: steps done.
+        slots: in each (`momentum_buffer`, ...) a tensor per parameter.
+        frozen: the steps, out of these, during which a parameter was frozen, where there were any.
+    """
 
     step: int
     slots: dict[str, Tensors]
+    frozen: dict[str, int] = field(default_factory=dict)
 
 
 def shapes(arch: Arch) -> dict[str, tuple[int, ...]]:
@@ -121,6 +128,13 @@ def check_backbone(state: Mapping[str, Any], arch: Arch, where: str) -> Tensors:
     blocks = {name for name, _ in arch.named_convs()}
     wanted = {name: shape for name, shape in shapes(arch).items() if name.split(".")[0] in blocks}
     return _accept(state, wanted, arch, where)
+
+
+def backbone(state: Mapping[str, Any], arch: Arch) -> dict[str, Any]:
+    """The tensors of the convolution blocks alone, under the names that they have."""
+    blocks = {name for name, _ in arch.named_convs()}
+    ours = rename(state)
+    return {name: tensor for name, tensor in state.items() if ours[name].split(".")[0] in blocks}
 
 
 def fit_classes(state: Mapping[str, Any], arch: Arch) -> Arch:

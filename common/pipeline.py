@@ -28,8 +28,11 @@ class Batch:
         images: uint8 (n, height, width, channels), as stored.
         labels: int32 (n,).
         draws: what the device must do to each image; a key is missing where the recipe does not ask for it.
-            `crop`: int32 (n, 2), top and left edge in the zero-padded image. `flip`: bool (n,).
-            `pca`: float64 (n, 3), standard normals.
+            `crop`: int32 (n, 2), top and left edge in the zero-padded image. `box`: float64 (n, 4), top, left, height
+            and width of the part to be resized. `flip`: bool (n,). `jitter`: float64 (n, 3), factors of brightness,
+            contrast and saturation. `pca`: float64 (n, 3), standard normals. And to mix pairs, `partner`: int32 (n,),
+            the other's place in the batch; `mixup`: float64 (n,), weight of the own pixels; `cut`: int32 (n, 4), top,
+            left, bottom and right of the partner's box; `share`: float64 (n,), weight of the own label.
     """
 
     images: np.ndarray
@@ -63,13 +66,19 @@ def batches(data: Dataset, recipe: Recipe, epoch: int, *, train: bool) -> Iterat
     if data.image is None and train and recipe.preprocess.random_resized_crop:
         assert recipe.preprocess.crop
         height = width = recipe.preprocess.crop
-    table = _draw(recipe, epoch, int(data.ids.max()) + 1, height, width, train)
+    count = int(data.ids.max()) + 1
+    table = _draw(recipe, epoch, count, height, width, train, data.image is not None) | (
+        _draw_mix(recipe, epoch, count, data) if train else {}
+    )
     view = _view(recipe, epoch, side, train) if data.image is None else None
 
     def read(start: int) -> Batch:
         chosen = ids[start : start + recipe.batch_size]
         images, labels = data.source.read(chosen, view)
-        return Batch(images, labels, {name: rows[chosen] for name, rows in table.items()})
+        numbers = {name: rows[chosen] for name, rows in table.items()}
+        if "share" in numbers:  # the neighbour: in a random order, that is a random partner
+            numbers["partner"] = np.roll(np.arange(len(chosen), dtype=np.int32), 1)
+        return Batch(images, labels, numbers)
 
     starts = range(0, len(ids), recipe.batch_size)
     with ThreadPoolExecutor(1) as ahead:
@@ -80,11 +89,15 @@ def batches(data: Dataset, recipe: Recipe, epoch: int, *, train: bool) -> Iterat
         yield following.result()
 
 
-def _draw(recipe: Recipe, epoch: int, count: int, height: int, width: int, train: bool) -> dict[str, np.ndarray]:
-    """The draws of one epoch for every example of a source; images are (height, width)."""
+def _draw(
+    recipe: Recipe, epoch: int, count: int, height: int, width: int, train: bool, sized: bool
+) -> dict[str, np.ndarray]:
+    """The draws of one epoch for every example of a source; images are (height, width), `sized` if stored so."""
     spec, seed = recipe.preprocess, recipe.seed
     table: dict[str, np.ndarray] = {}
-    if spec.crop:
+    if spec.random_resized_crop and train and sized:
+        table["box"] = random_boxes(height, width, draws.uniforms(seed, Stream.RESIZED_CROP, epoch, count, 22))
+    elif spec.crop:
         room = np.array([height, width]) - spec.crop
         if train:
             places = np.floor(draws.uniforms(seed, Stream.CROP, epoch, count, 2) * (room + 2 * spec.pad + 1))
@@ -93,9 +106,30 @@ def _draw(recipe: Recipe, epoch: int, count: int, height: int, width: int, train
         table["crop"] = places.astype(np.int32)
     if spec.flip and train:
         table["flip"] = draws.uniforms(seed, Stream.FLIP, epoch, count, 1)[:, 0] < 0.5
+    if (spec.brightness or spec.contrast or spec.saturation) and train:
+        reach = np.array([spec.brightness, spec.contrast, spec.saturation])
+        low, high = np.maximum(1 - reach, 0), 1 + reach
+        table["jitter"] = low + (high - low) * draws.uniforms(seed, Stream.JITTER, epoch, count, 3)
     if spec.pca_std and train:
         table["pca"] = draws.normals(draws.uniforms(seed, Stream.PCA, epoch, count, 6))
     return table
+
+
+def _draw_mix(recipe: Recipe, epoch: int, count: int, data: Dataset) -> dict[str, np.ndarray]:
+    """How every example of a source is mixed with its partner; nothing where the recipe mixes none."""
+    spec = recipe.mix
+    if not (spec.mixup or spec.cutmix):
+        return {}
+    height, width, _ = recipe.preprocess.input_size(data.image, get_arch(recipe.arch))
+    which, weight, top, left = draws.uniforms(recipe.seed, Stream.MIX, epoch, count, 4).T
+    paste = which < 0.5 if spec.mixup and spec.cutmix else np.full(count, bool(spec.cutmix))
+    mixup = np.where(paste, 1.0, draws.betas(spec.mixup, weight) if spec.mixup else 1.0)
+    side = np.where(paste, np.sqrt(1 - draws.betas(spec.cutmix, weight)) if spec.cutmix else 0.0, 0.0)
+    middle = np.stack([np.floor(top * height), np.floor(left * width)], 1)
+    half = np.floor(np.outer(side, (height, width)) / 2)
+    cut = np.concatenate([middle - half, middle + half], 1).clip(0, [height, width] * 2).astype(np.int32)
+    area = (cut[:, 2] - cut[:, 0]) * (cut[:, 3] - cut[:, 1]) / (height * width)
+    return {"mixup": mixup, "cut": cut, "share": np.where(paste, 1 - area, mixup)}
 
 
 def _view(recipe: Recipe, epoch: int, side: int, train: bool) -> View:
@@ -135,19 +169,30 @@ def random_resized_crop(image: Image.Image, side: int, uniforms: np.ndarray) -> 
         side: of the result, in pixels.
         uniforms: float64 (22,) in [0, 1): area and ratio of ten tries, then the box's place.
 
-    Source: torchvision's `RandomResizedCrop`: ten tries, then the largest central box within the ratios.
     """
     from PIL import Image
 
     width, height = image.size
-    areas = width * height * (0.08 + 0.92 * uniforms[:10])
-    ratios = np.exp(np.log(3 / 4) + (np.log(4 / 3) - np.log(3 / 4)) * uniforms[10:20])
-    widths, heights = np.rint(np.sqrt(areas * ratios)), np.rint(np.sqrt(areas / ratios))
-    fits = np.flatnonzero((widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height))
-    if len(fits):
-        w, h = int(widths[fits[0]]), int(heights[fits[0]])
-        left, top = int(uniforms[20] * (width - w + 1)), int(uniforms[21] * (height - h + 1))
-    else:
-        w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
-        left, top = (width - w) // 2, (height - h) // 2
+    top, left, h, w = random_boxes(height, width, uniforms[None])[0]
     return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + w, top + h)))
+
+
+def random_boxes(height: int, width: int, uniforms: np.ndarray) -> np.ndarray:
+    """A random box for each of n images of (height, width): whole pixels in float64 (n, 4): top, left, height, width.
+
+    Args:
+        height, width: in pixels.
+        uniforms: float64 (n, 22) in [0, 1): area and ratio of ten tries, then the box's place.
+
+    Source: torchvision's `RandomResizedCrop`: ten tries, then the largest central box within the ratios.
+    """
+    areas = width * height * (0.08 + 0.92 * uniforms[:, :10])
+    ratios = np.exp(np.log(3 / 4) + (np.log(4 / 3) - np.log(3 / 4)) * uniforms[:, 10:20])
+    widths, heights = np.rint(np.sqrt(areas * ratios)), np.rint(np.sqrt(areas / ratios))
+    fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
+    first = np.argmax(fits, 1)[:, None]
+    w, h = np.take_along_axis(widths, first, 1)[:, 0], np.take_along_axis(heights, first, 1)[:, 0]
+    left, top = np.floor(uniforms[:, 20] * (width - w + 1)), np.floor(uniforms[:, 21] * (height - h + 1))
+    largest_w, largest_h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    central = (height - largest_h) // 2, (width - largest_w) // 2, largest_h, largest_w
+    return np.where(fits.any(1)[:, None], np.stack([top, left, h, w], 1), central)

@@ -29,7 +29,7 @@ def save(path: Path, state: TrainState) -> None:
             path.absolute(),
             ocp.args.Composite(
                 variables=ocp.args.StandardSave(state.variables),
-                training=ocp.args.StandardSave({"opt_state": state.opt_state, "step": state.step}),
+                training=ocp.args.StandardSave(_training(state)),
             ),
         )
 
@@ -40,12 +40,17 @@ def load(path: Path, state: TrainState) -> TrainState:
     Raises:
         UserError: the folder cannot be read, or is of another recipe.
     """
-    training = {"opt_state": state.opt_state, "step": state.step}
-    content = _read(path, variables=state.variables, training=training)
+    content = _read(path, variables=state.variables, training=_training(state))
     variables = content["variables"]
     return state.replace(
         params=variables["params"], batch_stats=variables.get("batch_stats", {}), **content["training"]
     )
+
+
+def _training(state: TrainState) -> dict[str, Any]:
+    """What a step changes besides the variables; orbax does not keep the absent fields of a scaler."""
+    scaled = {} if state.scaler.scale is None else {"scaler": state.scaler}
+    return {"opt_state": state.opt_state, "step": state.step} | scaled
 
 
 def load_variables(path: Path, arch: Arch, precision: str = "float32") -> dict[str, Any]:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tyro
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -80,9 +80,20 @@ def named(variables: Mapping[str, Any], arch: Arch) -> dict[str, np.ndarray]:
 
 def optimizer_to_torch(opt_state: Any, arch: Arch) -> exchange.OptimizerState:
     """optax's state of `flax_impl.optim.build_optimizer` -> PyTorch's slots, by our names in PyTorch's layout."""
-    trees = {ours: optax.tree_utils.tree_get(opt_state, theirs) for ours, theirs in _SLOTS.items()}
-    slots = {slot: named({"params": tree}, arch) for slot, tree in trees.items() if tree is not None}
-    return exchange.OptimizerState(_count(opt_state), slots)
+    slots: dict[str, dict[tuple[str, ...], Any]] = {}
+    clocks: dict[bool, int] = {}
+    for path, leaf in _leaves(opt_state):
+        slot, place = _slot(path)
+        if slot:
+            slots.setdefault(slot, {})[("params", *place)] = leaf
+        elif path[-1] == "count":
+            clocks["backbone" in path] = int(leaf)
+    step = clocks.get(False, 0)
+    memory = {slot: named(unflatten_dict(rows), arch) for slot, rows in slots.items()}
+    frozen = step - clocks.get(True, step)
+    late = [place for path, _ in _leaves(opt_state) if "backbone" in path for place in [_slot(path)[1]] if place]
+    names = {flax_path(name)[1:]: name for name in exchange.shapes(arch)}
+    return exchange.OptimizerState(step, memory, {names[place]: frozen for place in late} if frozen else {})
 
 
 def optimizer_from_torch(state: exchange.OptimizerState, opt_state: Any, arch: Arch) -> Any:
@@ -93,18 +104,39 @@ def optimizer_from_torch(state: exchange.OptimizerState, opt_state: Any, arch: A
     """
     wanted = optimizer_to_torch(opt_state, arch)
     exchange.check_optimizer(state, wanted)
-    values: dict[str, Any] = {}
-    for slot, tensors in state.slots.items():
-        flat = {flax_path(name)[1:]: to_flax_layout(name, array, arch) for name, array in tensors.items()}
-        values[_SLOTS[slot]] = unflatten_dict({path: jnp.array(array) for path, array in flat.items()})
-    opt_state = optax.tree_utils.tree_set(opt_state, **values)
-    return optax.tree_utils.tree_set(opt_state, count=jnp.asarray(state.step, jnp.int32))
+    values = {
+        (slot, flax_path(name)[1:]): jnp.array(to_flax_layout(name, array, arch))
+        for slot, tensors in state.slots.items()
+        for name, array in tensors.items()
+    }
+    frozen = max(state.frozen.values(), default=0)
+
+    def fill(path: Any, old: Any) -> Any:
+        names = tuple(_key(key) for key in path)
+        slot, place = _slot(names)
+        if slot:
+            return values[slot, place]
+        behind = frozen if "backbone" in names and names[-1] == "count" else 0
+        return jnp.asarray(state.step - behind, old.dtype)
+
+    return jax.tree_util.tree_map_with_path(fill, opt_state)
 
 
-def _count(opt_state: Any) -> int:
-    """Optimizer steps done: optax counts them in several places, equally."""
-    counts = optax.tree_utils.tree_get_all_with_path(opt_state, "count")
-    return int(counts[0][1]) if counts else 0
+def _leaves(opt_state: Any) -> list[tuple[tuple[str, ...], Any]]:
+    flat, _ = jax.tree_util.tree_flatten_with_path(opt_state)
+    return [(tuple(_key(key) for key in path), leaf) for path, leaf in flat]
+
+
+def _key(key: Any) -> str:
+    return str(next(getattr(key, kind) for kind in ("name", "key", "idx") if hasattr(key, kind)))
+
+
+def _slot(path: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """PyTorch's name of the slot that a leaf of optax's state belongs to, and its parameter's path; empty if none."""
+    for ours, theirs in _SLOTS.items():
+        if theirs in path:
+            return ours, path[path.index(theirs) + 1 :]
+    return "", ()
 
 
 def flax_path(name: str) -> tuple[str, ...]:
@@ -158,8 +190,16 @@ def load(path: Path, arch: Arch) -> dict[str, Any]:
     return from_torch(exchange.check(tensors, arch, str(path)), arch)
 
 
-def load_partial(path: Path, variables: dict[str, Any], arch: Arch) -> tuple[dict[str, Any], tuple[str, ...]]:
+def load_partial(
+    path: Path, variables: dict[str, Any], arch: Arch, *, backbone: bool = False
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Start from a file: a whole network, one with another last layer, or a backbone alone.
+
+    Args:
+        path: of the file.
+        variables: to replace.
+        arch: of the network.
+        backbone: load the convolutions alone, whatever else the file holds.
 
     Returns:
         The variables, and the names of the layers that stayed as they were.
@@ -169,7 +209,8 @@ def load_partial(path: Path, variables: dict[str, Any], arch: Arch) -> tuple[dic
     """
     if path.suffix != ".safetensors":
         raise UserError(f"Flax reads .safetensors only. Convert: python -m torch_impl.weights {path} DEST.safetensors")
-    loaded = exchange.check_partial(exchange.read(path)[0], arch, str(path))
+    state, _ = exchange.read(path)
+    loaded = exchange.check_partial(exchange.backbone(state, arch) if backbone else state, arch, str(path))
     flat = flatten_dict(variables)
     for name, array in loaded.tensors.items():
         old = flat[flax_path(name)]
@@ -178,7 +219,7 @@ def load_partial(path: Path, variables: dict[str, Any], arch: Arch) -> tuple[dic
 
 
 def load_pretrained(
-    variables: dict[str, Any], arch: Arch, path: Path | None = None
+    variables: dict[str, Any], arch: Arch, path: Path | None = None, *, backbone: bool = False
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Load torchvision's ImageNet weights; the last layer stays fresh for another number of classes.
 
@@ -186,6 +227,7 @@ def load_pretrained(
         variables: to replace.
         arch: of the network.
         path: of the .safetensors file; the one that `make weights` writes when not given.
+        backbone: load the convolutions alone; the dense layers stay fresh.
 
     Returns:
         The variables, and the names of the layers that stayed as they were.
@@ -199,7 +241,7 @@ def load_pretrained(
             f"torchvision's pretrained AlexNet is not in {path}. `make weights` puts it there (needs PyTorch, once), "
             f"or start from a file you have with --init-from FILE."
         )
-    return load_partial(path, variables, arch)
+    return load_partial(path, variables, arch, backbone=backbone)
 
 
 @dataclass(frozen=True)

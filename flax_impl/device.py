@@ -34,7 +34,7 @@ def pick_device(name: str) -> jax.Device:
 
 def compute_dtype(precision: Precision) -> Any:
     """The `dtype` for a model in a recipe's precision: given where parameters are kept wider, else None."""
-    return jnp.dtype(precision) if precision == "bfloat16" else None
+    return jnp.dtype(precision) if precision in ("bfloat16", "float16") else None
 
 
 def describe(device: jax.Device) -> str:

@@ -1,6 +1,9 @@
-"""What PyTorch has and linen lacks: local response norm, adaptive pooling, and PyTorch's running variance."""
+"""What linen lacks: local response norm, adaptive pooling, PyTorch's running variance, and dropout in micro-batches."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,3 +58,23 @@ class BatchNorm(nn.BatchNorm):
             biased = self.get_variable("batch_stats", "var") - kept
             self.put_variable("batch_stats", "var", kept + biased * (n / max(n - 1, 1)))
         return y
+
+
+def dropout_from(row: Array | int, rows: int) -> Callable[..., Any]:
+    """An interceptor for `nn.intercept_methods`: a micro-batch gets its part of the whole batch's dropout masks.
+
+    The unmodified layer is given the micro-batch at its place in a batch of zeros.
+
+    Args:
+        row: of the whole batch at which the micro-batch begins.
+        rows: of the whole batch.
+    """
+
+    def intercept(call: Any, inputs: Any, keywords: Any, context: nn.module.InterceptorContext) -> Any:
+        if not isinstance(context.module, nn.Dropout) or context.method_name != "__call__":
+            return call(*inputs, **keywords)
+        [x] = inputs
+        whole = jax.lax.dynamic_update_slice_in_dim(jnp.zeros((rows, *x.shape[1:]), x.dtype), x, row, 0)
+        return jax.lax.dynamic_slice_in_dim(call(whole, **keywords), row, len(x), 0)
+
+    return intercept

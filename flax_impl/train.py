@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 from flax import struct
 from flax.training import train_state
 from jax import Array
@@ -18,23 +20,32 @@ from common.arch import Arch
 from common.initializers import get_init
 from common.journal import Journal
 from common.pipeline import batches, steps_per_epoch
-from common.recipes import Recipe
+from common.recipes import FineTune, Recipe
 from common.run import default_folder, open_or_create, write_manifest
 from flax_impl import checkpoint, convert
 from flax_impl.device import compute_dtype, describe, pick_device, to_device
 from flax_impl.evaluate import evaluate
 from flax_impl.init import initialize
+from flax_impl.layers import dropout_from
+from flax_impl.loss_scale import Scaler
 from flax_impl.model import AlexNet, LeNet, build
-from flax_impl.optim import build_optimizer, build_schedule
-from flax_impl.preprocess import preprocess
+from flax_impl.optim import build_optimizer, build_scaler, build_schedule
+from flax_impl.preprocess import mix, preprocess, soft_targets
 
 
 class TrainState(train_state.TrainState):
     """Everything that a training step changes, and the recipe that says how."""
 
     batch_stats: Any
+    scaler: Scaler
     model: AlexNet | LeNet = struct.field(pytree_node=False)
     recipe: Recipe = struct.field(pytree_node=False)
+    freeze_steps: int = struct.field(pytree_node=False)
+
+    @property
+    def updates(self) -> Array:
+        """Optimizer steps done: fewer than `step` where float16 overflowed."""
+        return self.opt_state[-1].count
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -57,13 +68,18 @@ def init_state(recipe: Recipe, arch: Arch, steps: int, device: jax.Device) -> Tr
     with jax.default_device(device):
         variables = initialize(model, get_init(recipe.init), recipe.seed)
         rate = build_schedule(recipe.schedule, recipe.optimizer.lr, steps, recipe.epochs)
+        tune = recipe.finetune or FineTune()
+        is_head = recipe.head_layers(arch).__contains__ if recipe.finetune else None
+        freeze_steps = tune.freeze_epochs * steps
         return TrainState.create(
             apply_fn=model.apply,
             params=variables["params"],
-            tx=build_optimizer(recipe.optimizer, rate),
+            tx=build_optimizer(recipe.optimizer, rate, is_head, tune.backbone_lr, freeze_steps),
             batch_stats=variables.get("batch_stats", {}),
+            scaler=build_scaler(recipe.loss_scale, recipe.precision),
             model=model,
             recipe=recipe,
+            freeze_steps=freeze_steps,
         )
 
 
@@ -77,23 +93,91 @@ def train_step(
         The new state. On the device: `loss` (cross-entropy in nats) and `correct` first guesses, summed over the
         batch, and `count`.
     """
-    dropout = jax.random.fold_in(jax.random.key(state.recipe.seed), state.step)
-    dtype = jnp.dtype(state.recipe.param_dtype)
-    x = preprocess(images, draws, state.recipe.preprocess, dtype)
+    recipe, dtype = state.recipe, jnp.dtype(state.recipe.param_dtype)
+    x = mix(preprocess(images, draws, recipe.preprocess, dtype), draws)
+    targets = soft_targets(labels, draws, state.model.arch.classes, dtype)
+    gradients, batch_stats, loss, logits = accumulate(state, x, targets)
+    state = update(state, gradients, batch_stats)
+    correct = (logits.argmax(1) == labels).sum()
+    return state, {"loss": loss, "correct": correct, "count": jnp.array(len(labels))}
 
-    def loss_fn(params: Any) -> tuple[Array, tuple[Array, Any]]:
-        variables = state.variables | {"params": params}
+
+def backward(
+    state: TrainState, batch_stats: Any, x: Array, targets: Array, row: Array | int, rows: int
+) -> tuple[Any, Any, Array, Array]:
+    """The gradients of one micro-batch.
+
+    Args:
+        state: whose parameters they are of.
+        batch_stats: batch norm's, so far.
+        x: (n, H, W, C), the micro-batch.
+        targets: (n, classes).
+        row: of the whole batch at which it begins.
+        rows: of the whole batch.
+
+    Returns:
+        The scaled gradients, the batch statistics, the sum of the losses, and the logits.
+    """
+    dropout = jax.random.fold_in(jax.random.key(state.recipe.seed), state.step)
+    smooth = optax.smooth_labels(targets, state.recipe.label_smoothing)
+
+    def loss_fn(params: Any) -> tuple[Array, tuple[Any, Array, Array]]:
+        variables = {"params": params} | ({"batch_stats": batch_stats} if batch_stats else {})
         logits, updates = state.model.apply(
             variables, x, train=True, rngs={"dropout": dropout}, mutable=["batch_stats"]
         )
-        logits = logits.astype(dtype)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        return loss, (logits, updates)
+        logits = logits.astype(x.dtype)
+        loss = optax.softmax_cross_entropy(logits, smooth).sum()
+        scaled = loss / rows * (1 if state.scaler.scale is None else state.scaler.scale)
+        return scaled, (updates.get("batch_stats", {}), loss, logits)
 
-    (loss, (logits, updates)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    state = state.apply_gradients(grads=gradients, batch_stats=updates.get("batch_stats", {}))
-    count = len(labels)
-    return state, {"loss": loss * count, "correct": (logits.argmax(1) == labels).sum(), "count": jnp.array(count)}
+    with nn.intercept_methods(dropout_from(row, rows)) if len(x) < rows else nullcontext():
+        gradients, rest = jax.grad(loss_fn, has_aux=True)(state.params)
+    return gradients, *rest
+
+
+def accumulate(state: TrainState, x: Array, targets: Array) -> tuple[Any, Any, Array, Array]:
+    """The gradients of a batch, one micro-batch after the other; see `backward`."""
+    micro, rows = state.recipe.micro_batch, len(x)
+    if rows <= micro:
+        return backward(state, state.batch_stats, x, targets, 0, rows)
+
+    def add(so_far: Any, part: Any) -> Any:
+        gradients, batch_stats, loss = so_far
+        x, targets, row = part
+        more, batch_stats, extra, logits = backward(state, batch_stats, x, targets, row, rows)
+        return (jax.tree.map(jnp.add, gradients, more), batch_stats, loss + extra), logits
+
+    # A loop that XLA keeps: unrolled, it would hold the activations of several micro-batches at once.
+    whole = rows // micro * micro
+    starts = jnp.arange(0, whole, micro)
+    parts = jax.tree.map(lambda a: a[:whole].reshape(-1, micro, *a.shape[1:]), (x, targets))
+    none = jax.tree.map(jnp.zeros_like, state.params), state.batch_stats, jnp.zeros((), x.dtype)
+    so_far, logits = jax.lax.scan(add, none, (*parts, starts))
+    logits = logits.reshape(whole, -1)
+    if whole < rows:
+        so_far, last = add(so_far, (x[whole:], targets[whole:], whole))
+        logits = jnp.concatenate([logits, last])
+    return *so_far, logits
+
+
+def update(state: TrainState, gradients: Any, batch_stats: Any) -> TrainState:
+    """One optimizer step with these gradients; none where a scaled one overflowed."""
+    gradients = state.scaler.unscale(gradients)
+    if state.freeze_steps:
+        head = state.recipe.head_layers(state.model.arch)
+        frozen = {layer: (state.updates < state.freeze_steps) & (layer not in head) for layer in gradients}
+        gradients = {
+            layer: jax.tree.map(lambda g, layer=layer: jnp.where(frozen[layer], 0, g), tree)
+            for layer, tree in gradients.items()
+        }
+    after = state.apply_gradients(grads=gradients, batch_stats=batch_stats)
+    if state.scaler.scale is None:
+        return after
+    finite = jnp.all(jnp.array([jnp.isfinite(g).all() for g in jax.tree.leaves(gradients)]))
+    kept = state.replace(step=after.step, batch_stats=batch_stats)
+    chosen: TrainState = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, kept)
+    return chosen.replace(scaler=state.scaler.after(finite))
 
 
 def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
@@ -145,8 +229,9 @@ def start_weights(
         return state, None
     if options.init_from:
         variables, fresh = convert.load_partial(options.init_from, state.variables, arch)
-    elif state.recipe.pretrained:
-        variables, fresh = convert.load_pretrained(state.variables, arch)
+    elif state.recipe.pretrained != "no":
+        backbone = state.recipe.pretrained == "backbone"
+        variables, fresh = convert.load_pretrained(state.variables, arch, backbone=backbone)
     else:
         return state, None
     variables = jax.device_put(variables, jax.tree.leaves(state.params)[0].device)

@@ -26,7 +26,7 @@ def narrow_run(name: str, steps: int, device: str = "cpu") -> Report:
     Raises:
         Mismatch: a tensor of a step differs by more than `BOUNDS`.
     """
-    recipe = replace(RECIPES[name], precision="float64", batch_size=16, pretrained=False, epochs=steps)
+    recipe = replace(RECIPES[name], precision="float64", batch_size=16, pretrained="no", epochs=steps)
     data = data_for(recipe)
     examples = steps // 3 * recipe.batch_size - 5
     data = replace(data, ids=data.ids[:: max(len(data) // examples, 1)][:examples])

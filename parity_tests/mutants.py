@@ -301,12 +301,12 @@ def _rate_per_step(f: Any, optimizer: Any, spec: Schedule, steps: int) -> Any:
     return f(optimizer, spec, 1)
 
 
-def _smoothed(f: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return f(logits, labels, label_smoothing=0.1)
+def _smoothed(f: Any, logits: torch.Tensor, targets: torch.Tensor, **keywords: Any) -> torch.Tensor:
+    return f(logits, targets, **{**keywords, "label_smoothing": 0.1})
 
 
-def _over_full_batch(f: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return f(logits, labels, reduction="sum") / 8
+def _over_full_batch(f: Any, logits: torch.Tensor, targets: torch.Tensor, **keywords: Any) -> torch.Tensor:
+    return f(logits, targets, **keywords) * len(logits) / 8
 
 
 def _in_float32(f: Any, self: Any, x: jax.Array) -> jax.Array:

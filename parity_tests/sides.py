@@ -64,7 +64,7 @@ class TorchSide:
 
     def __init__(self, state: torch_impl.train.TrainState, arch: Arch) -> None:
         self.state, self.arch = state, arch
-        self.seen: dict[str, np.ndarray] = {}
+        self.seen: dict[str, list[np.ndarray]] = {}
         # As the backward pass leaves them, before any clipping. The hooks hold the dict alone: autograd keeps hooks
         # where Python's garbage collector cannot see them, and a reference to the model would keep it for ever.
         self.gradients = gradients = dict[str, np.ndarray]()
@@ -78,22 +78,29 @@ class TorchSide:
                 module.register_forward_hook(lambda _, __, output, name=name: self._see(name, output))
 
     def _see(self, name: str, tensor: torch.Tensor) -> None:
-        self.seen[name] = _numpy(tensor)
+        self.seen.setdefault(name, []).append(_numpy(tensor))
 
     def step(self, batch: Batch) -> Trace:
         """Train on one batch; see `compare.Side`."""
         model, device = self.state.model, next(self.state.model.parameters()).device
         images, labels, draws = torch_device.to_device(batch, device)
         moved = {"images": images, "labels": labels.int(), **draws}
+        scale = self.state.scaler.get_scale()
+        self.gradients.clear()
+        self.seen.clear()
         sums = torch_impl.train.train_step(self.state, batch)
         memory = weights.optimizer_state(self.state.optimizer, model)
         named = dict(model.named_parameters())
+        seen = {name: np.concatenate(arrays) for name, arrays in self.seen.items()}
         return {
             "batch": {name: _numpy(array) for name, array in moved.items()},
-            "input": {"images": self.seen.pop("images")},
-            "activation": dict(self.seen),
+            "input": {"images": seen.pop("images")},
+            "activation": seen,
             "loss": _means(sums),
-            "gradient": {name: self.gradients[name] for name in reversed(named)},
+            "gradient": {
+                name: self.gradients[name] / scale if name in self.gradients else 0 * _numpy(parameter)
+                for name, parameter in reversed(named.items())
+            },
             "optimizer": _flat(memory.slots),
             "parameter": {name: _numpy(parameter) for name, parameter in named.items()},
             "statistic": {name: _numpy(b) for name, b in model.named_buffers() if "running" in name},
@@ -120,7 +127,8 @@ class FlaxSide:
         gradients = convert.named({"params": self.record.gradients}, self.arch)
         memory = convert.optimizer_to_torch(self.state.opt_state, self.arch)
         variables = convert.named(self.state.variables, self.arch)
-        seen = {name: _channels_first(name, array, self.arch) for name, array in self.record.seen.items()}
+        whole = {name: np.concatenate(arrays) for name, arrays in self.record.seen.items()}
+        seen = {name: _channels_first(name, array, self.arch) for name, array in whole.items()}
         self.record.clear()
         return {
             "batch": {name: np.asarray(array) for name, array in {"images": images, "labels": labels, **draws}.items()},
@@ -138,8 +146,9 @@ class _FlaxRecord:
     """What the callbacks of one side saw last. JAX keeps them with the compiled step, so they hold no state."""
 
     def __init__(self) -> None:
-        self.seen: dict[str, np.ndarray] = {}
+        self.seen: dict[str, list[np.ndarray]] = {}  # one for each micro-batch
         self.gradients: Any = None
+        self.inside: tuple[str, ...] | None = None
 
     def clear(self) -> None:
         """Forget it."""
@@ -158,20 +167,22 @@ class _FlaxRecord:
     def intercept(self, call: Any, inputs: Any, keywords: Any, context: nn.module.InterceptorContext) -> Any:
         """Call a module's method and show what it returns; of the whole model, what it is given."""
         path = context.module.path
-        if context.method_name != "__call__":
+        if context.method_name != "__call__" or path == self.inside:  # a subclass calls its parent's method
             return call(*inputs, **keywords)
         if not path:
-            jax.debug.callback(lambda x: self._see("images", x), inputs[0])
+            jax.debug.callback(lambda x: self._see("images", x), inputs[0], ordered=True)
+        outside, self.inside = self.inside, path
         output = call(*inputs, **keywords)
+        self.inside = outside
         if _is_compared(".".join(path)):
-            jax.debug.callback(lambda y, name=".".join(path): self._see(name, y), output)
+            jax.debug.callback(lambda y, name=".".join(path): self._see(name, y), output, ordered=True)
         return output
 
     def _see_gradients(self, gradients: Any) -> None:
         self.gradients = jax.tree.map(np.array, gradients)
 
     def _see(self, name: str, array: Any) -> None:
-        self.seen[name] = np.array(array)
+        self.seen.setdefault(name, []).append(np.array(array))
 
 
 def _is_compared(name: str) -> bool:

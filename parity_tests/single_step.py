@@ -38,7 +38,7 @@ def bounds_for(name: str, precision: Precision) -> Bounds:
             return Bounds(1e-12, {"optimizer": 1e-11})
         case "float32":  # 10, 38 and 125 units were measured for rounding alone
             return Bounds({"lenet": 32, "alexnet_bn": 256}.get(name, 64), unit="ulp")
-        case "bfloat16":
+        case "bfloat16" | "float16":
             activation = 0.04 if name == "alexnet_bn" else 0.02  # 0.018 and 0.006 were measured for rounding alone
             forward = {"input": 1e-6, "activation": activation, "loss": 2e-3, "statistic": 0.01}
             return Bounds(0.5, forward, unit="norm")

@@ -65,8 +65,10 @@ def test_the_frameworks_differ_by_no_more_than_rounding_does() -> None:
     assert first_outside(curve, flax_curve(_subject(STEPS)), width) is None
 
 
-def _barely_smoothed(f: Callable[..., torch.Tensor], logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return f(logits, labels, label_smoothing=1e-3)
+def _barely_smoothed(
+    f: Callable[..., torch.Tensor], logits: torch.Tensor, targets: torch.Tensor, **keywords: Any
+) -> torch.Tensor:
+    return f(logits, targets, **{**keywords, "label_smoothing": 1e-3})
 
 
 def _lower_rate(f: Callable[..., Any], model: torch.nn.Module, *args: Any) -> Any:

@@ -16,11 +16,11 @@ PACKAGES = ("common", "torch_impl", "flax_impl")
 CONFIG = "pyproject.toml"
 
 # What one framework needs and the other has no counterpart of: see DESIGN, section 1.
-UNPAIRED = {"torch_impl": {"weights", "dropout"}, "flax_impl": {"convert", "layers"}}
+UNPAIRED = {"torch_impl": {"weights", "dropout"}, "flax_impl": {"convert", "layers", "loss_scale"}}
 PAIRED = sorted({path.stem for path in (ROOT / "torch_impl").glob("*.py")} - UNPAIRED["torch_impl"] - {"__init__"})
 
 # Names that differ: a PyTorch model holds its weights, in Flax the variables are a tree beside it.
-RENAMED = {("checkpoint", "load_model"): "load_variables"}
+RENAMED = {("checkpoint", "load_model"): "load_variables", ("device", "compute_in"): "compute_dtype"}
 
 # A Flax module's fields and free functions are attributes in PyTorch.
 NOT_LAYERS = {"arch"}

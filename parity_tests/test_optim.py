@@ -51,7 +51,7 @@ def _gradients(seed: int) -> list[dict[str, np.ndarray]]:
 def _torch_path(spec: Optimizer, start: dict[str, np.ndarray], rows: list[dict[str, np.ndarray]]) -> list[np.ndarray]:
     parameters = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in start.items()}
     optimizer = torch_optim.build_optimizer(spec, parameters.values())
-    schedule = torch_optim.build_schedule(optimizer, SCHEDULE, PER_EPOCH)
+    schedule = torch_optim.build_schedule(optimizer, SCHEDULE, PER_EPOCH, -(-STEPS // PER_EPOCH))
     path = []
     for row in rows:
         for name, parameter in parameters.items():
@@ -109,7 +109,7 @@ def test_schedules_at_every_step(name: str) -> None:
     recipe = RECIPES[name]
     per_epoch = 7
     optimizer = torch_optim.build_optimizer(recipe.optimizer, [torch.nn.Parameter(torch.zeros(1))])
-    schedule = torch_optim.build_schedule(optimizer, recipe.schedule, per_epoch)
+    schedule = torch_optim.build_schedule(optimizer, recipe.schedule, per_epoch, recipe.epochs)
     theirs = flax_optim.build_schedule(recipe.schedule, recipe.optimizer.lr, per_epoch, recipe.epochs)
     table = np.asarray(jax.vmap(theirs)(jnp.arange(recipe.epochs * per_epoch)))
     for step in range(recipe.epochs * per_epoch):

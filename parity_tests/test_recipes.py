@@ -128,7 +128,7 @@ def test_the_rate_falls_at_milestones(step: int, epochs_done: int, factor: float
     """The first step after epoch 3 of 10 steps is step 30, counted from 0."""
     schedule = Schedule(milestones=(3, 5), gamma=0.1)
     assert step // 10 == epochs_done
-    assert schedule.factor(step, 10) == pytest.approx(factor)
+    assert schedule.factor(step, 10, 200) == pytest.approx(factor)
     recipe = replace(get_recipe("digits"), schedule=schedule, optimizer=Optimizer(lr=0.5))
     assert recipe.learning_rate(step, 10) == pytest.approx(0.5 * factor)
 

@@ -25,6 +25,7 @@ def save(path: Path, state: TrainState) -> None:
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "schedule": state.schedule.state_dict(),
+        "scaler": state.scaler.state_dict(),
         "step": state.step,
     }
     torch.save(content, part)
@@ -42,6 +43,7 @@ def load(path: Path, state: TrainState) -> None:
         state.model.load_state_dict(content["model"])
         state.optimizer.load_state_dict(content["optimizer"])
         state.schedule.load_state_dict(content["schedule"])
+        state.scaler.load_state_dict(content["scaler"])
     except (KeyError, RuntimeError, ValueError) as error:
         raise UserError(f"{path} is not a checkpoint of this recipe: {error}.") from error
     state.step = content["step"]

@@ -29,7 +29,7 @@ def pick_device(name: str) -> torch.device:
 
 def compute_in(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
     """Let layers compute in a recipe's precision: autocast where parameters are kept wider, else nothing."""
-    mixed = precision == "bfloat16"
+    mixed = precision in ("bfloat16", "float16")
     return torch.autocast(device.type, getattr(torch, precision)) if mixed else nullcontext()
 
 

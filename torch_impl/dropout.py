@@ -61,14 +61,17 @@ def threefry2x32(key: Key, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
     return high, low
 
 
-def bernoulli(key: Key, keep: float, count: int, *, wide: bool, device: torch.device | str = "cpu") -> Tensor:
-    """`jax.random.bernoulli(key, keep, (count,))`: bool (count,), true with probability `keep`.
+def bernoulli(
+    key: Key, keep: float, count: int, *, wide: bool, first: int = 0, device: torch.device | str = "cpu"
+) -> Tensor:
+    """`jax.random.bernoulli(key, keep, (first + count,))[first:]`: bool (count,), true with probability `keep`.
 
     Args:
         key: of the draw.
         keep: probability.
         count: of elements.
         wide: compare 52 random bits, as JAX does with x64 enabled, instead of 23.
+        first: element to begin with.
         device: of the result.
     """
     # A uniform is k * 2^-bits; it is below `keep` where the integer k is below the threshold.
@@ -77,7 +80,7 @@ def bernoulli(key: Key, keep: float, count: int, *, wide: bool, device: torch.de
     mask = torch.empty(count, dtype=torch.bool, device=device)
     for start in range(0, count, _CHUNK):
         part = mask[start : start + _CHUNK]
-        index = torch.arange(start, start + len(part), device=device)
+        index = torch.arange(first + start, first + start + len(part), device=device)
         high, low = threefry2x32(key, (index >> 32).int(), index.int())
         if wide:
             k = (high.long() & _WORD) << 20 | (low >> 12 & 0xFFFFF)
@@ -88,15 +91,16 @@ def bernoulli(key: Key, keep: float, count: int, *, wide: bool, device: torch.de
 
 
 class StepKey:
-    """The 'dropout' key of the current step, which every layer of a model shares."""
+    """The 'dropout' key of the current step, which every layer of a model shares, and the `row` of the batch at which
+    the current micro-batch begins."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.at(0)
 
     def at(self, step: int) -> None:
-        """Move to optimizer step `step`: `fold_in(key(seed), step)`, as `flax_impl.train` does."""
-        self.key = fold_in(seed_key(self.seed), step)
+        """Move to training step `step`: `fold_in(key(seed), step)`, as `flax_impl.train` does."""
+        self.key, self.row = fold_in(seed_key(self.seed), step), 0
 
 
 class SharedDropout(nn.Module):
@@ -123,7 +127,8 @@ class SharedDropout(nn.Module):
             return x
         wide = x.dtype == torch.float64 if self.wide is None else self.wide
         key = module_key(self.step_key.key, self.path)
-        mask = bernoulli(key, 1 - self.rate, x.numel(), wide=wide, device=x.device)
+        first = self.step_key.row * x[0].numel()
+        mask = bernoulli(key, 1 - self.rate, x.numel(), wide=wide, first=first, device=x.device)
         if self.size:
             height, width, channels = self.size
             mask = mask.view(-1, height, width, channels).permute(0, 3, 1, 2)

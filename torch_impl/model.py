@@ -42,10 +42,10 @@ def _after(step: MaxPool | LocalResponseNorm) -> nn.Module:
     if isinstance(step, MaxPool):
         return nn.MaxPool2d(step.size, step.stride, step.padding)
     # PyTorch divides alpha by the size of the window, the paper does not.
-    return WideLocalResponseNorm(step.size, step.alpha * step.size, step.beta, step.k)
+    return _WideLocalResponseNorm(step.size, step.alpha * step.size, step.beta, step.k)
 
 
-class WideLocalResponseNorm(nn.LocalResponseNorm):
+class _WideLocalResponseNorm(nn.LocalResponseNorm):
     """PyTorch's, in float32 at least: added to k in bfloat16, alpha times the squares would vanish."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
+from torch.nn import Parameter
 from torch.optim.lr_scheduler import LambdaLR
 
 from common import cli, datasets, plots
@@ -15,15 +17,15 @@ from common.arch import Arch
 from common.initializers import get_init
 from common.journal import Journal
 from common.pipeline import Batch, batches, steps_per_epoch
-from common.recipes import Recipe
+from common.recipes import FineTune, Recipe
 from common.run import default_folder, open_or_create, write_manifest
 from torch_impl import checkpoint, weights
 from torch_impl.device import compute_in, describe, pick_device, to_device
 from torch_impl.dropout import StepKey, share_dropout
 from torch_impl.evaluate import evaluate
 from torch_impl.model import AlexNet, LeNet, build
-from torch_impl.optim import build_optimizer, build_schedule, clip_gradients
-from torch_impl.preprocess import preprocess
+from torch_impl.optim import build_optimizer, build_scaler, build_schedule, clip_gradients
+from torch_impl.preprocess import mix, preprocess, soft_targets
 
 
 @dataclass
@@ -33,9 +35,16 @@ class TrainState:
     model: AlexNet | LeNet
     optimizer: torch.optim.Optimizer
     schedule: LambdaLR
+    scaler: GradScaler
     dropout: StepKey
     recipe: Recipe
+    freeze_steps: int
     step: int = 0
+
+    def backbone(self) -> list[Parameter]:
+        """The parameters that a fine-tuning recipe may freeze."""
+        head = self.recipe.head_layers(self.model.arch)
+        return [p for name, p in self.model.named_parameters() if name.split(".")[0] not in head]
 
 
 def init_state(recipe: Recipe, arch: Arch, steps: int, device: torch.device) -> TrainState:
@@ -54,8 +63,14 @@ def init_state(recipe: Recipe, arch: Arch, steps: int, device: torch.device) -> 
     dropout = share_dropout(model, arch.feature_size, recipe.seed)
     dtype = getattr(torch, recipe.param_dtype)
     model.to(device, dtype).to(memory_format=torch.channels_last)  # the batches arrive channels last: no copies
-    optimizer = build_optimizer(recipe.optimizer, model.parameters())
-    return TrainState(model, optimizer, build_schedule(optimizer, recipe.schedule, steps), dropout, recipe)
+    tune = recipe.finetune or FineTune()
+    parts: dict[bool, list[Parameter]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        parts[name.split(".")[0] in recipe.head_layers(arch)].append(parameter)
+    optimizer = build_optimizer(recipe.optimizer, parts[True], parts[False], tune.backbone_lr)
+    schedule = build_schedule(optimizer, recipe.schedule, steps, recipe.epochs)
+    scaler = build_scaler(recipe.loss_scale, recipe.precision, device)
+    return TrainState(model, optimizer, schedule, scaler, dropout, recipe, tune.freeze_epochs * steps)
 
 
 def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
@@ -66,20 +81,57 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
     """
     parameter = next(state.model.parameters())
     images, labels, draws = to_device(batch, parameter.device)
-    state.model.train()
+    state.model.train().requires_grad_(True)
+    if state.schedule.last_epoch < state.freeze_steps:
+        for frozen in state.backbone():
+            frozen.requires_grad_(False)
+    x = mix(preprocess(images, draws, state.recipe.preprocess, parameter.dtype), draws)
+    targets = soft_targets(labels, draws, state.model.arch.classes, parameter.dtype)
     state.dropout.at(state.step)
-    x = preprocess(images, draws, state.recipe.preprocess, parameter.dtype)
-    with compute_in(state.recipe.precision, x.device):
-        logits = state.model(x).to(parameter.dtype)
-    loss = F.cross_entropy(logits, labels)
     state.optimizer.zero_grad()
-    loss.backward()
+    loss, logits = accumulate(state, x, targets)
+    update(state)
+    correct = (logits.argmax(1) == labels).sum()
+    return {"loss": loss, "correct": correct, "count": torch.tensor(len(labels))}
+
+
+def backward(state: TrainState, x: Tensor, targets: Tensor, row: int) -> tuple[Tensor, Tensor]:
+    """Add the gradients of one micro-batch.
+
+    Args:
+        state: whose gradients are added to.
+        x: (N, C, H, W), the whole batch.
+        targets: (N, classes).
+        row: at which the micro-batch begins.
+
+    Returns:
+        The sum of its losses, and its logits.
+    """
+    part = slice(row, row + state.recipe.micro_batch)
+    state.dropout.row = row
+    with compute_in(state.recipe.precision, x.device):
+        logits = state.model(x[part]).to(x.dtype)
+    loss = F.cross_entropy(logits, targets[part], reduction="sum", label_smoothing=state.recipe.label_smoothing)
+    state.scaler.scale(loss / len(x)).backward()
+    return loss.detach(), logits.detach()
+
+
+def accumulate(state: TrainState, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of a batch, one micro-batch after the other; see `backward`."""
+    parts = [backward(state, x, targets, row) for row in range(0, len(x), state.recipe.micro_batch)]
+    return sum((loss for loss, _ in parts), torch.zeros((), device=x.device)), torch.cat([part for _, part in parts])
+
+
+def update(state: TrainState) -> None:
+    """One optimizer step with the gradients there are; none where a scaled one overflowed."""
+    state.scaler.unscale_(state.optimizer)
     clip_gradients(state.model.parameters(), state.recipe.optimizer.clip_norm)
-    state.optimizer.step()
-    state.schedule.step()
+    before = state.scaler.get_scale()
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    if state.scaler.get_scale() >= before:  # a smaller scale says that the step was left out
+        state.schedule.step()
     state.step += 1
-    count = torch.tensor(len(labels))
-    return {"loss": loss.detach() * count, "correct": (logits.argmax(1) == labels).sum(), "count": count}
 
 
 def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
@@ -128,7 +180,9 @@ def start_weights(state: TrainState, arch: Arch, options: cli.TrainOptions) -> t
         return None
     if options.init_from:
         return weights.load_partial(options.init_from, state.model, arch)
-    return weights.load_pretrained(state.model, arch) if state.recipe.pretrained else None
+    if state.recipe.pretrained == "no":
+        return None
+    return weights.load_pretrained(state.model, arch, backbone=state.recipe.pretrained == "backbone")
 
 
 if __name__ == "__main__":

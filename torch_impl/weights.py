@@ -111,15 +111,19 @@ def fill(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
 
 def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> exchange.OptimizerState:
     """An optimizer's memory by our names; empty before its first step, when PyTorch has made none."""
+    named = dict(model.named_parameters())
     slots: dict[str, exchange.Tensors] = {}
-    step = 0
-    for name, parameter in model.named_parameters():
+    steps = dict.fromkeys(named, 0)
+    for name, parameter in named.items():
         for slot, value in optimizer.state.get(parameter, {}).items():
             if slot == "step":
-                step = int(value)
+                steps[name] = int(value)
             elif value is not None:
                 slots.setdefault(slot, {})[name] = value.detach().cpu().numpy().copy()
-    return exchange.OptimizerState(step, slots)
+    for slot, rows in slots.items():  # PyTorch makes no memory for a parameter while it is frozen
+        slots[slot] = {name: rows.get(name, p.detach().cpu().numpy() * 0) for name, p in named.items()}
+    last = max(steps.values())
+    return exchange.OptimizerState(last, slots, {name: last - step for name, step in steps.items() if step < last})
 
 
 def load_optimizer(state: exchange.OptimizerState, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
@@ -134,12 +138,17 @@ def load_optimizer(state: exchange.OptimizerState, optimizer: torch.optim.Optimi
     for name, parameter in parameters.items():
         memory = {slot: torch.from_numpy(rows[name].copy()).to(parameter) for slot, rows in state.slots.items()}
         if "exp_avg" in memory:
-            memory["step"] = torch.tensor(float(state.step))
+            memory["step"] = torch.tensor(float(state.step - state.frozen.get(name, 0)))
         optimizer.state[parameter] = memory
 
 
-def load_pretrained(model: nn.Module, arch: Arch) -> tuple[str, ...]:
+def load_pretrained(model: nn.Module, arch: Arch, *, backbone: bool = False) -> tuple[str, ...]:
     """Load torchvision's ImageNet weights; the last layer stays fresh for another number of classes.
+
+    Args:
+        model: changed in place.
+        arch: of the model.
+        backbone: load the convolutions alone; the dense layers stay fresh.
 
     Returns:
         The names of the layers that stayed fresh.
@@ -147,7 +156,8 @@ def load_pretrained(model: nn.Module, arch: Arch) -> tuple[str, ...]:
     Raises:
         UserError: the weights cannot be had, or `arch` is another network.
     """
-    loaded = exchange.check_partial(download(), arch, "torchvision's pretrained AlexNet")
+    state = exchange.backbone(download(), arch) if backbone else download()
+    loaded = exchange.check_partial(state, arch, "torchvision's pretrained AlexNet")
     fill(model, loaded.tensors)
     return loaded.fresh
 

@@ -199,8 +199,15 @@ def write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
 def draw_confusion(path: Path, confusion: np.ndarray, names: Sequence[str], title: str) -> None:
     """Draw a confusion matrix: the share of each true class's examples (rows) that is guessed to be each class.
 
+    Args:
+        path: of the picture.
+        confusion: (classes, classes), examples by true and by guessed class.
+        names: of the classes.
+        title: above it.
+
     Up to 20 classes have their counts written in and up to 60 their names at the axes; of more, some have.
     """
+    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
     classes = len(names)
@@ -209,8 +216,8 @@ def draw_confusion(path: Path, confusion: np.ndarray, names: Sequence[str], titl
     side = float(np.clip(0.45 * classes, 4.5, 12))
     figure = Figure(figsize=(side + 2.5, side + 1.8), layout="constrained")
     axis = figure.subplots()
-    # A few pixels a class at least: else single cells of many classes would be averaged away.
-    picture = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    # By the square root, so that rare mistakes show beside what is right.
+    picture = axis.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
     figure.colorbar(picture, ax=axis, label="share of the true class", shrink=0.8)
     shown = np.unique(np.linspace(0, classes - 1, min(classes, NAMES_FIT)).round().astype(int))
     labels = [shorten(names[label], 24) for label in shown]
@@ -221,7 +228,7 @@ def draw_confusion(path: Path, confusion: np.ndarray, names: Sequence[str], titl
     axis.set_title(title, parse_math=False, fontsize=10, wrap=True)
     if classes <= COUNTS_FIT:
         for true, guessed in np.argwhere(confusion):
-            colour = "white" if shares[true, guessed] > 0.5 else "black"
+            colour = "white" if shares[true, guessed] > 0.3 else "black"
             count = str(confusion[true, guessed])
             axis.text(guessed, true, count, ha="center", va="center", color=colour, fontsize=8)
     save_figure(figure, path, 150 if classes <= NAMES_FIT else 200)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -110,7 +111,9 @@ def predictions(
         names, images, pixels = [], [], []
         for file in files[start : start + _CHUNK]:
             try:
-                image = open_image(file, network.stored[2])
+                with warnings.catch_warnings():  # of what Pillow could mend, or finds rather large
+                    warnings.simplefilter("ignore")
+                    image = open_image(file, network.stored[2])
                 pixels.append(to_pixels(image, network))
             except UserError as error:
                 text = str(error)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Predictor = Callable[[Batch], np.ndarray]
 _CHUNK = 32  # images decoded and predicted at a time
+_BARS = 30  # guesses that a picture has room for
 _THUMBNAIL = 640  # pixels at the longer side, in the picture
 
 
@@ -53,6 +54,8 @@ def find_images(place: str) -> tuple[Path, list[Path]]:
     Raises:
         UserError: it is a URL, is not there, or holds no images.
     """
+    if not place:
+        raise UserError("Name an image, or a folder of images: make predict IMAGE=cat.jpg.")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", place) and not Path(place).exists():
         raise UserError(f"{shorten(place, 100)} is a URL: download the image, then name the file.")
     path = Path(place).expanduser()
@@ -194,25 +197,26 @@ def write_predictions(path: Path, done: Sequence[Prediction]) -> None:
 
 
 def draw(path: Path, prediction: Prediction, title: str) -> None:
-    """Draw the image, a frame around what the network sees of it, and its guesses as bars."""
+    """Draw the image, a frame around what the network sees of it, and its guesses (at most 30) as bars."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    image, names = prediction.image, [shorten(name, 30) for name, _ in prediction.guesses]
-    shares = [share for _, share in prediction.guesses]
-    figure = Figure(figsize=(10, max(4, 0.32 * len(names) + 1.5)), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1))
+    image, guesses = prediction.image, prediction.guesses[:_BARS]
+    names, shares = [shorten(name, 30) for name, _ in guesses], [share for _, share in guesses]
+    places = range(len(guesses))
+    figure = Figure(figsize=(10, max(4, 0.32 * len(guesses) + 1.5)), layout="constrained")
+    left, right = figure.subplots(1, 2)
     left.imshow(np.asarray(image), cmap="gray", vmin=0, vmax=255)
     left.set_axis_off()
-    left.set_title(shorten(prediction.name, 48), parse_math=False, fontsize=11)
+    left.set_title(shorten(prediction.name, 40), parse_math=False, fontsize=10)
     side = prediction.seen * min(image.size)
     corner = ((image.width - side - 1) / 2, (image.height - side - 1) / 2)
     left.add_patch(Rectangle(corner, side, side, fill=False, edgecolor="white", linewidth=2.5, clip_on=False))
     left.add_patch(Rectangle(corner, side, side, fill=False, edgecolor="black", linewidth=1, clip_on=False))
-    bars = right.barh(range(len(names)), shares, color="#3b6fb6")
+    bars = right.barh(places, shares, color="#3b6fb6")
     right.bar_label(bars, [f"{share:.4f}" for share in shares], padding=4)
-    right.set_yticks(range(len(names)), names, parse_math=False)
-    right.invert_yaxis()
+    right.set_yticks(places, names, parse_math=False)
+    right.set_ylim(max(len(guesses), 5) - 0.5, -0.5)  # the most probable on top
     right.set(xlim=(0, 1.18), xlabel="probability", xticks=np.linspace(0, 1, 6))
     right.set_title(f"by {title[-46:] if len(title) > 46 else title}", parse_math=False, fontsize=9, color="#555555")
     right.spines[["top", "right"]].set_visible(False)

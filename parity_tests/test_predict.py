@@ -340,6 +340,7 @@ class TestBadInput:
         [
             ("https://example.org/cat.jpg", "https://example.org/cat.jpg is a URL: download the image"),
             ("data:image/png;base64,iVBORw0KGgo=", "is a URL"),
+            ("", "Name an image, or a folder of images: make predict IMAGE=cat.jpg."),
             ("nowhere.jpg", "There is no image and no folder "),
             ("empty", "/empty holds no images (.bmp, "),
             ("text.jpg", "Cannot read the image text.jpg: it is not an image of a known format. Mend or remove it."),

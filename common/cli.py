@@ -170,9 +170,15 @@ def _what_to_score(
             raise UserError(f"--pretrained scores torchvision's weights, so it goes without {command.path}.")
         network = networks.pretrained(names())
         name = command.dataset or network.recipe.dataset
-        load = datasets.load(name, command.data_dir)[0] if command.split == "train" else None
-        data = datasets.relabel(load or datasets.load_unseen(name, command.data_dir), network.class_names)
-        return [network], data, command.out or Path("runs") / "pretrained" / "evaluation"
+        if command.split == "train":
+            data, _ = datasets.load(name, command.data_dir)
+        else:
+            data = datasets.load_unseen(name, command.data_dir)
+        return (
+            [network],
+            datasets.relabel(data, network.class_names),
+            command.out or Path("runs") / "pretrained" / "evaluation",
+        )
     if command.dataset:
         raise UserError("--dataset goes with --pretrained: a run is scored on the data of its recipe.")
     if not command.path:

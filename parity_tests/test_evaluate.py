@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -449,6 +450,23 @@ class TestPretrained:
                 assert 1000 < min(picture.size) <= max(picture.size) < 4000
         np.testing.assert_allclose(found[0], found[1], atol=1e-5)
         assert np.abs(found[0][0] - found[1][-1]).max() > 1e-3
+
+    def test_predictions_use_them_without_a_run(self, pretrained: Path) -> None:
+        """With torchvision's names, which Flax has from the file; and the file may be named."""
+        images, printed = pretrained / "photographs" / "n01443537", []
+        for side in (torch_impl.predict, flax_impl.predict):
+            for words in ((), ("--weights", exchange.pretrained_path())):
+                framework: Framework = "torch" if side is torch_impl.predict else "flax"
+                arguments = [images, *words, "--out", pretrained / "out", "--device", "cpu"]
+                with redirect_stdout(io.StringIO()) as out:
+                    cli.predict(framework, side.predictor, side.class_names, list(map(str, arguments)))
+                printed.append(out.getvalue().splitlines())
+        assert len(printed[0]) == 7
+        for line, *others in zip(*printed, strict=True):
+            assert [re.sub(r"0\.\d+", "", other) for other in others] == [re.sub(r"0\.\d+", "", line)] * 3
+        guesses = [re.sub(r"^0\.\d+ ", "", guess) for guess in printed[0][0].split("  ")[1:]]
+        assert len(set(guesses)) == 5
+        assert set(guesses) < set(AlexNet_Weights.IMAGENET1K_V1.meta["categories"])
 
     @both
     def test_other_classes_are_refused(

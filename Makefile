@@ -2,6 +2,7 @@
 
 RECIPE ?= digits
 ARCH ?= alexnet
+FRAMEWORK ?= torch
 ARGS ?=
 
 BIN := .venv/bin
@@ -9,7 +10,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c requiremen
 LOCK := pyproject.toml requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help train-torch train-flax evaluate-torch evaluate-flax summary weights data test test-full test-gpu parity mutants lint lock clean
+.PHONY: help train-torch train-flax evaluate-torch evaluate-flax predict predict-torch predict-flax summary weights data test test-full test-gpu parity mutants lint lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list every target
@@ -21,11 +22,19 @@ train-torch: .venv/.torch  ## train RECIPE (default: digits) in PyTorch; ARGS="-
 train-flax: .venv/.flax  ## train RECIPE (default: digits) in Flax; ARGS="--epochs 5 ..." overrides its fields
 	$(BIN)/python -m flax_impl.train $(RECIPE) $(ARGS)
 
-evaluate-torch: .venv/.torch  ## evaluate every checkpoint of RUN (a run folder), or one checkpoint, in PyTorch
+evaluate-torch: .venv/.torch  ## score every checkpoint of RUN (a run folder), or one, in PyTorch; ARGS="--ten-crop --confusion ..."
 	$(BIN)/python -m torch_impl.evaluate $(RUN) $(ARGS)
 
-evaluate-flax: .venv/.flax  ## evaluate every checkpoint of RUN (a run folder), or one checkpoint, in Flax
+evaluate-flax: .venv/.flax  ## score every checkpoint of RUN (a run folder), or one, in Flax; ARGS="--ten-crop --confusion ..."
 	$(BIN)/python -m flax_impl.evaluate $(RUN) $(ARGS)
+
+predict: predict-$(FRAMEWORK)  ## name what is in IMAGE (a file or a folder), by RUN or pretrained weights, in FRAMEWORK (torch, flax)
+
+predict-torch: .venv/.torch
+	$(BIN)/python -m torch_impl.predict "$(IMAGE)" $(if $(RUN),--run "$(RUN)") $(ARGS)
+
+predict-flax: .venv/.flax
+	$(BIN)/python -m flax_impl.predict "$(IMAGE)" $(if $(RUN),--run "$(RUN)") $(ARGS)
 
 summary: .venv/.torch .venv/.flax  ## print both networks of ARCH (default: alexnet) side by side: shapes and parameters
 	$(BIN)/python -m parity_tests.summary $(ARCH)

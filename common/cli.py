@@ -6,13 +6,15 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 import tyro
 
-from common import datasets
+from common import datasets, evaluation, networks, predictions
 from common.arch import Arch
 from common.errors import UserError
+from common.networks import Network
+from common.predictions import Predictor
 from common.recipes import ABOUT, DEFAULT, RECIPES, Recipe, get_recipe
 from common.run import Framework, RunFolder, Scores
 
@@ -49,18 +51,51 @@ class _TrainCommand:
 
 @dataclass(frozen=True)
 class _EvaluateCommand:
-    """Print a line for a checkpoint, or for each checkpoint of a run.
+    """Score a checkpoint, or each checkpoint of a run, and write what is found to files beside the run.
 
     Attributes:
         path: a run folder, one of its checkpoints or its model.safetensors.
+        pretrained: score torchvision's pretrained AlexNet instead.
+        dataset: for --pretrained: imagenet2012, or folder:PATH with a folder for each class.
         split: to evaluate on.
+        ten_crop: average the probabilities of corners, centre and mirror images, ten crops of each image.
+        confusion: leave a confusion matrix as picture and CSV; of several checkpoints, the most accurate one's.
+        probabilities: leave the probabilities of every example as .npz; of the same checkpoint.
+        out: folder for the files (default: `evaluation` in the run folder).
         data_dir: where tensorflow-datasets keeps its data.
         device: to compute on.
     """
 
-    path: tyro.conf.Positional[Path]
+    path: tyro.conf.Positional[Path | None] = None
+    pretrained: bool = False
+    dataset: str | None = None
     split: Literal["train", "val", "test"] = "test"
+    ten_crop: bool = False
+    confusion: bool = False
+    probabilities: bool = False
+    out: Path | None = None
     data_dir: Path | None = None
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class _PredictCommand:
+    """Say what a network sees in an image, or in each image of a folder, and draw it.
+
+    Attributes:
+        image: a file, or a folder of images.
+        run: a run folder or a checkpoint in one (default: torchvision's pretrained AlexNet).
+        weights: a .safetensors file instead of a run.
+        top: how many classes to name.
+        out: folder for the pictures.
+        device: to compute on.
+    """
+
+    image: tyro.conf.Positional[str]
+    run: Path | None = None
+    weights: Path | None = None
+    top: int = 5
+    out: Path = Path("predictions")
     device: Device = "auto"
 
 
@@ -85,32 +120,135 @@ def train(fit: Callable[[Recipe, TrainOptions], Path], arguments: Sequence[str] 
             raise UserError("--resume needs --out RUN, the folder of the run to continue.")
         fit(command.recipe, command.options)
 
-    guard(run)
+    guard(run, "; continue with --resume --out RUN")
+
+
+class Score(Protocol):
+    """Scores a trained network on a split, in one of the frameworks; see their `evaluate_network`."""
+
+    def __call__(
+        self, network: Network, device: str, data: datasets.Dataset, *, ten: bool, watch: evaluation.Watch | None
+    ) -> Scores: ...
 
 
 def evaluate(
-    framework: Framework,
-    score: Callable[[Path, Arch, str, datasets.Dataset, Recipe], Scores],
-    arguments: Sequence[str] | None = None,
+    framework: Framework, score: Score, names: networks.ClassNames, arguments: Sequence[str] | None = None
 ) -> None:
-    """`evaluate PATH [--split SPLIT]`: accuracy, right ones of all, and loss of each checkpoint."""
+    """`evaluate PATH [--split SPLIT] [--ten-crop] ...`: accuracy, right ones of all, and loss of each checkpoint."""
 
     def run() -> None:
-        command = tyro.cli(_EvaluateCommand, args=arguments)
-        if not command.path.exists():
-            raise UserError(f"There is no run folder and no checkpoint {command.path}.")
-        folder = RunFolder.open(command.path)
-        paths = folder.checkpoints(framework) if command.path.samefile(folder.path) else [command.path]
-        if not paths:
-            raise UserError(f"{folder.path} has no finished checkpoint yet.")
-        recipe, data = folder.recipe, split(folder.recipe, command.split, command.data_dir)
-        for path in paths:
-            scores = score(path, folder.arch, command.device, data, recipe)
-            print(
-                f"{path.stem}  {scores.accuracy:.4f} {scores.top1}/{scores.count}  "
-                f"top-5 {scores.top5 / scores.count:.4f}  loss {scores.mean_loss:.4f}",
-                flush=True,
+        command = tyro.cli(_EvaluateCommand, args=arguments, prog=f"python -m {framework}_impl.evaluate")
+        chosen, data, folder = _what_to_score(command, framework, names)
+        if command.ten_crop and not chosen[0].recipe.preprocess.crop:
+            raise UserError(
+                f"--ten-crop needs a recipe with preprocess.crop; {chosen[0].recipe.name!r} takes images whole."
             )
+        crops = ", ten crops each" if command.ten_crop else ""
+        title = f"{folder.parent}: {len(data):,} images of {data.name}, {data.split}{crops}"
+        kept: tuple[evaluation.Row, evaluation.Recorder] | None = None
+        with evaluation.Report(title) as report:
+            for network in chosen:
+                recorder = evaluation.Recorder(len(data.class_names), command.probabilities)
+                watch = recorder if command.confusion or command.probabilities else None
+                scores = score(network, command.device, data, ten=command.ten_crop, watch=watch)
+                row = evaluation.Row(network.path.stem if network.path else "pretrained", scores)
+                if kept is None or evaluation.better(row, kept[0]):
+                    kept = row, recorder
+                report.add(row)
+        assert kept
+        _leave_files(command, framework, folder, report.rows, data, *kept)
+
+    guard(run)
+
+
+def _what_to_score(
+    command: _EvaluateCommand, framework: Framework, names: networks.ClassNames
+) -> tuple[list[Network], datasets.Dataset, Path]:
+    """The networks, the examples, and the folder for files."""
+    if command.pretrained:
+        if command.path:
+            raise UserError(f"--pretrained scores torchvision's weights, so it goes without {command.path}.")
+        network = networks.pretrained(names())
+        name = command.dataset or network.recipe.dataset
+        if command.split == "train":
+            data, _ = datasets.load(name, command.data_dir)
+        else:
+            data = datasets.load_unseen(name, command.data_dir)
+        return (
+            [network],
+            datasets.relabel(data, network.class_names),
+            command.out or Path("runs") / "pretrained" / "evaluation",
+        )
+    if command.dataset:
+        raise UserError("--dataset goes with --pretrained: a run is scored on the data of its recipe.")
+    if not command.path:
+        raise UserError("Name a run folder or a checkpoint, or say --pretrained.")
+    if not command.path.exists():
+        raise UserError(f"There is no run folder and no checkpoint {command.path}.")
+    folder = RunFolder.open(command.path)
+    paths = folder.checkpoints(framework) if command.path.samefile(folder.path) else [command.path]
+    if not paths:
+        raise UserError(f"{folder.path} has no finished checkpoint yet.")
+    if command.path.suffix != ".safetensors":
+        folder.check_framework(framework)
+    data = split(folder.recipe, command.split, command.data_dir)
+    chosen = [Network(path, folder.arch, folder.recipe, tuple(folder.class_names)) for path in paths]
+    return chosen, data, command.out or folder.path / "evaluation"
+
+
+def _leave_files(
+    command: _EvaluateCommand,
+    framework: Framework,
+    folder: Path,
+    rows: Sequence[evaluation.Row],
+    data: datasets.Dataset,
+    row: evaluation.Row,
+    recorder: evaluation.Recorder,
+) -> None:
+    """Write what was asked for, and say where; `row` and `recorder` are of the most accurate checkpoint."""
+    kind = command.split + ("-ten-crop" if command.ten_crop else "")
+    alone = command.path is None or RunFolder.open(command.path).path.resolve() != command.path.resolve()
+    one = f"{kind}-{row.name}"
+    title = f"{row.name}, {kind} split of {data.name}: {row.scores.top1:,} of {row.scores.count:,} right"
+    written = [f"{one if alone else kind}.csv"]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        evaluation.write_table(folder / written[0], rows, framework, command.split, command.ten_crop)
+        if command.confusion:
+            written += [f"{one}-confusion.csv", f"{one}-confusion.png"]
+            evaluation.write_confusion(folder / written[-2], recorder.confusion, data.class_names)
+            evaluation.draw_confusion(folder / written[-1], recorder.confusion, data.class_names, title)
+        if command.probabilities:
+            written.append(f"{one}-probabilities.npz")
+            evaluation.write_probabilities(folder / written[-1], recorder, data)
+    except OSError as error:
+        raise UserError(f"Cannot write to {folder}: {error.strerror or error}.") from error
+    print(f"{folder}: {', '.join(written)}", flush=True)
+
+
+def predict(
+    framework: Framework,
+    open_network: Callable[[Network, str], Predictor],
+    names: networks.ClassNames,
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """`predict IMAGE [--run RUN | --weights FILE] [--top 5] [--out DIR]`: the most probable classes, and a picture."""
+
+    def run() -> None:
+        command = tyro.cli(_PredictCommand, args=arguments, prog=f"python -m {framework}_impl.predict")
+        if command.top < 1:
+            raise UserError(f"--top is {command.top}; it must be at least 1.")
+        if command.run and command.weights:
+            raise UserError("--run and --weights exclude each other: a run has its own weights.")
+        predictions.find_images(command.image)  # before minutes are spent on weights
+        if command.run:
+            network = networks.of_run(command.run, framework)
+        elif command.weights:
+            network = networks.of_weights(command.weights, names)
+        else:
+            network = networks.pretrained(names())
+        ready = open_network(network, command.device)
+        predictions.predict_place(command.image, network, ready, command.top, command.out)
 
     guard(run)
 
@@ -153,13 +291,13 @@ def announce(
     print(f"on {device}, into {run.path}\n", flush=True)
 
 
-def guard(command: Callable[[], None]) -> None:
-    """Run a command; a user's mistake becomes one sentence and exit code 2, Ctrl-C exit code 130."""
+def guard(command: Callable[[], None], interrupted: str = "") -> None:
+    """Run a command; a user's mistake becomes one sentence and exit code 2, Ctrl-C exit code 130 and a hint."""
     try:
         command()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("\ninterrupted; continue with --resume --out RUN", file=sys.stderr)
+        print(f"\ninterrupted{interrupted}", file=sys.stderr)
         raise SystemExit(130) from None

@@ -31,6 +31,8 @@ def from_dict(fields: Any, kind: type[T], where: str) -> T:
     Raises:
         UserError: a field is unknown, missing or of the wrong type, with its path in the structure.
     """
+    if not isinstance(fields, dict):
+        raise UserError(f"{where} does not describe a {kind.__name__}: it holds no fields.")
     try:
         return _converter.structure(fields, kind)
     except cattrs.errors.ClassValidationError as error:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -15,6 +16,7 @@ import numpy as np
 from common import draws
 from common.arch import Size
 from common.errors import UserError, lookup
+from common.photos import open_image
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -87,10 +89,12 @@ class Photographs:
     Attributes:
         open: gives the image and the label of one example; raises `UserError` for one that cannot be read.
         workers: threads that decode; Pillow releases the interpreter's lock while it works.
+        files: the path of each example, where they are files.
     """
 
     open: Callable[[int], tuple[Image.Image, int]]
     workers: int = os.cpu_count() or 1
+    files: tuple[str, ...] = ()
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
@@ -106,6 +110,18 @@ class Photographs:
 
         images, labels = zip(*self._pool.map(decode, ids.tolist()), strict=True)
         return np.stack(images), np.array(labels, np.int32)
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """Examples of another source, their labels translated by a table: int32 (old classes,)."""
+
+    source: Source
+    table: np.ndarray
+
+    def read(self, ids: np.ndarray, view: View | None = None) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = self.source.read(ids, view)
+        return images, self.table[labels]
 
 
 @dataclass(frozen=True)
@@ -129,6 +145,12 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def files(self) -> list[str]:
+        """The path of each example, where they are files; else nothing."""
+        source = self.source.source if isinstance(self.source, Relabelled) else self.source
+        return [source.files[i] for i in self.ids] if isinstance(source, Photographs) and source.files else []
 
     def hold_out(self, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
         """Split off a validation set drawn at random.
@@ -168,6 +190,54 @@ def load(name: str, data_dir: Path | None = None) -> tuple[Dataset, Dataset]:
     if spec.image is None:
         return tfds_data.load_photographs(name, spec, data_dir)
     return tfds_data.load_arrays(name, spec, data_dir)
+
+
+def load_unseen(name: str, data_dir: Path | None = None) -> Dataset:
+    """What a network can be tested on that was trained elsewhere: the test split, or all of an unsplit folder.
+
+    Raises:
+        UserError: as `load`.
+    """
+    _, test = load(name, data_dir)
+    root = Path(name.removeprefix("folder:")).expanduser()
+    if not name.startswith("folder:") or (root / "train").is_dir():
+        return test
+    names = list(test.class_names)
+    return _photographs(name, "test", names, _list_images(root, names))
+
+
+def relabel(data: Dataset, class_names: Sequence[str]) -> Dataset:
+    """A dataset in the labels of ImageNet's 1,000 classes, or of any others.
+
+    Args:
+        data: its classes have names of `class_names`, or of WordNet's (n01440764), as ImageNet's folders have;
+            they may be some of them.
+        class_names: in label order; ImageNet's 1,000 classes in the order of their WordNet names.
+
+    Raises:
+        UserError: a class is not among them.
+    """
+    tables = [{name: label for label, name in enumerate(class_names)}]
+    if len(class_names) == DATASETS["imagenet2012"].classes:
+        tables.append({name: label for label, name in enumerate(_wordnet_names())})
+    for table in tables:
+        if all(name in table for name in data.class_names):
+            labels = np.array([table[name] for name in data.class_names], np.int32)
+            return replace(data, class_names=tuple(class_names), source=Relabelled(data.source, labels))
+    unknown = [name for name in data.class_names if not any(name in table for table in tables)]
+    raise UserError(
+        f"{data.name} has classes that the network does not know: {', '.join(unknown[:5] or data.class_names[:5])}"
+        f"{' ...' if len(unknown) > 5 else ''}. It needs ImageNet's, by WordNet name (n01440764) or by the "
+        f"network's own (such as {class_names[0]!r})."
+    )
+
+
+def _wordnet_names() -> list[str]:
+    """Of ImageNet's 1,000 classes, in label order, from the list that tensorflow-datasets carries."""
+    package = find_spec("tensorflow_datasets")
+    assert package is not None
+    assert package.origin is not None
+    return (Path(package.origin).parent / "datasets" / "imagenet2012" / "labels.txt").read_text("utf-8").split()
 
 
 def whole(name: str, split: Split, image: Size, class_names: Sequence[str], source: Arrays) -> Dataset:
@@ -260,19 +330,5 @@ def _photographs(name: str, split: Split, names: Sequence[str], files: list[tupl
         path, label = files[index]
         return open_image(path), label
 
-    return Dataset(name, split, None, tuple(names), Photographs(open_file), np.arange(len(files)))
-
-
-def open_image(path: Path) -> Image.Image:
-    """Decode one image file as RGB, turned upright by its EXIF orientation.
-
-    Raises:
-        UserError: the file is missing, damaged or no image, with its path.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"Cannot read the image {path}: {error}. Mend or remove it.") from error
+    source = Photographs(open_file, files=tuple(str(path) for path, _ in files))
+    return Dataset(name, split, None, tuple(names), source, np.arange(len(files)))

@@ -1,14 +1,15 @@
 """The exchange format: one safetensors file, the layers' own names, PyTorch's layout. Strict on the way in.
 
 A model trained in either framework is written as `conv1.conv.weight` (out, in, height, width), `fc6.weight`
-(out, channels * height * width) and so on, with its `Arch` as JSON in the metadata. torchvision's names are
-understood too.
+(out, channels * height * width) and so on, with its `Arch` as JSON in the metadata, and where they are known the
+names of its classes and how images become its input. torchvision's names are understood too.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 from common.arch import Arch
 from common.config import from_dict, to_dict
 from common.errors import UserError
+from common.recipes import Preprocess
 
 Tensors = dict[str, np.ndarray]
 
@@ -199,7 +201,14 @@ def pretrained_path() -> Path:
     return Path.home() / ".cache" / "alexnet-twice" / "alexnet_imagenet1k_v1.safetensors"
 
 
-def write(path: Path, tensors: Mapping[str, np.ndarray], arch: Arch, batches_tracked: int = 0) -> None:
+def write(
+    path: Path,
+    tensors: Mapping[str, np.ndarray],
+    arch: Arch,
+    batches_tracked: int = 0,
+    class_names: Sequence[str] = (),
+    preprocess: Preprocess | None = None,
+) -> None:
     """Write a model to a .safetensors file, whole or not at all.
 
     Args:
@@ -207,10 +216,20 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], arch: Arch, batches_tra
         tensors: by our names, in PyTorch's layout.
         arch: goes into the metadata.
         batches_tracked: updates of the running statistics so far, for PyTorch.
+        class_names: in label order; goes into the metadata where there are any.
+        preprocess: how images become the model's input; goes into the metadata where it is given.
+
+    Raises:
+        UserError: there are class names, but not one for each class.
     """
     from safetensors.numpy import save_file
 
     metadata = {"arch": json.dumps(to_dict(arch)), COUNTER: str(batches_tracked)}
+    if class_names:
+        _check_names(class_names, arch, str(path))
+        metadata["class_names"] = json.dumps(list(class_names))
+    if preprocess:
+        metadata["preprocess"] = json.dumps(to_dict(preprocess))
     part = path.with_name(path.name + ".part")
     # safetensors writes the memory as it lies: a transposed view must be copied first.
     save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, part, metadata)
@@ -223,13 +242,30 @@ def read(path: Path) -> tuple[Tensors, dict[str, str]]:
     Raises:
         UserError: no such file, or it is truncated, corrupt or of another format.
     """
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+
+
+def read_metadata(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
+    """Read the metadata of a .safetensors file and the shapes of its tensors by name, without their values.
+
+    Raises:
+        UserError: as `read`.
+    """
+    with _opened(path) as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        return dict(file.metadata() or {}), shapes
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise UserError(f"There is no file {path.absolute()}.")
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is not a readable .safetensors file: {error}. A .pth file is converted by "
@@ -248,3 +284,41 @@ def read_arch(metadata: Mapping[str, str], where: str) -> Arch:
     except (KeyError, ValueError) as error:
         raise UserError(f"{where} does not say which architecture it holds.") from error
     return from_dict(fields, Arch, where)
+
+
+def read_class_names(metadata: Mapping[str, str], arch: Arch, where: str) -> tuple[str, ...]:
+    """The class names that a file of ours carries, in label order; none if it was written without them.
+
+    Raises:
+        UserError: they are damaged, or not one for each class.
+    """
+    if "class_names" not in metadata:
+        return ()
+    try:
+        names = json.loads(metadata["class_names"])
+    except ValueError as error:
+        raise UserError(f"{where} has class names that are not valid JSON: {error}.") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{where} has class names that are not a list of texts.")
+    return _check_names(names, arch, where)
+
+
+def read_preprocess(metadata: Mapping[str, str], where: str) -> Preprocess | None:
+    """How images become the input of a file's model; None if the file does not say.
+
+    Raises:
+        UserError: what it says is damaged.
+    """
+    if "preprocess" not in metadata:
+        return None
+    try:
+        fields = json.loads(metadata["preprocess"])
+    except ValueError as error:
+        raise UserError(f"{where} has a preprocessing that is not valid JSON: {error}.") from error
+    return from_dict(fields, Preprocess, where)
+
+
+def _check_names(names: Sequence[str], arch: Arch, where: str) -> tuple[str, ...]:
+    if len(names) != arch.classes:
+        raise UserError(f"{where} names {len(names)} classes of a network that has {arch.classes}.")
+    return tuple(names)

@@ -17,7 +17,7 @@ import tyro
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from common import exchange
-from common.arch import Arch
+from common.arch import Arch, get_arch
 from common.cli import guard
 from common.errors import UserError
 from common.run import RunFolder
@@ -171,13 +171,13 @@ def _first_dense(arch: Arch) -> str:
     return f"{next(arch.named_dense())[0]}.weight"
 
 
-def save(path: Path, variables: Mapping[str, Any], arch: Arch, batches_tracked: int = 0) -> None:
-    """Write variables in the exchange format, which `torch_impl` opens.
+def save(path: Path, variables: Mapping[str, Any], arch: Arch, batches_tracked: int = 0, **about: Any) -> None:
+    """Write variables in the exchange format, which `torch_impl` opens; `about` as for `exchange.write`.
 
     Raises:
         UserError: as `to_torch`.
     """
-    exchange.write(path, to_torch(variables, arch), arch, batches_tracked)
+    exchange.write(path, to_torch(variables, arch), arch, batches_tracked, **about)
 
 
 def load(path: Path, arch: Arch) -> dict[str, Any]:
@@ -235,13 +235,36 @@ def load_pretrained(
     Raises:
         UserError: there is no such file, or `arch` is another network.
     """
+    return load_partial(pretrained_file(path), variables, arch, backbone=backbone)
+
+
+def class_names(path: Path | None = None) -> tuple[str, ...]:
+    """ImageNet's 1,000 classes by torchvision's names, in label order, from the file that `make weights` writes.
+
+    Raises:
+        UserError: there is no such file, or it was written before files carried names.
+    """
+    path = pretrained_file(path)
+    metadata, _ = exchange.read_metadata(path)
+    names = exchange.read_class_names(metadata, get_arch("alexnet"), str(path))
+    if not names:
+        raise UserError(f"{path} does not name its classes. `make weights` writes it anew (needs PyTorch, once).")
+    return names
+
+
+def pretrained_file(path: Path | None = None) -> Path:
+    """The file that `make weights` writes, or the one named.
+
+    Raises:
+        UserError: it is not there; says how to get it.
+    """
     path = path or exchange.pretrained_path()
     if not path.is_file():
         raise UserError(
             f"torchvision's pretrained AlexNet is not in {path}. `make weights` puts it there (needs PyTorch, once), "
-            f"or start from a file you have with --init-from FILE."
+            f"or give a file you have: --init-from FILE to start from (predict: --weights FILE)."
         )
-    return load_partial(path, variables, arch, backbone=backbone)
+    return path
 
 
 @dataclass(frozen=True)
@@ -272,13 +295,15 @@ def main() -> None:
         given, metadata = exchange.read(command.source)
         arch = exchange.read_arch(metadata, str(command.source))
         tensors = exchange.check(given, arch, str(command.source))
+        names = exchange.read_class_names(metadata, arch, str(command.source))
+        preprocess = exchange.read_preprocess(metadata, str(command.source))
     else:
         run = RunFolder.open(command.source)
-        arch = run.arch
+        arch, names, preprocess = run.arch, tuple(run.class_names), None  # a run's needs its data's size too
         tensors = to_torch(load_variables(command.source, arch, run.recipe.param_dtype), arch)
     if command.names == "torchvision":
         tensors = {exchange.to_torchvision(name): array for name, array in tensors.items()}
-    exchange.write(command.dest, tensors, arch)
+    exchange.write(command.dest, tensors, arch, class_names=names, preprocess=preprocess)
     print(f"{command.dest}: {len(tensors)} tensors of {arch.name}, {arch.classes} classes")
 
 

@@ -212,7 +212,8 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
         journal.scores(epoch, scores, record)
         plots.curves(run)
     best = checkpoint.load_variables(run.checkpoint(journal.final_epoch(), "flax"), arch, recipe.param_dtype)
-    convert.save(run.path / "model.safetensors", best, arch, int(state.step))
+    about = {"class_names": train.class_names, "preprocess": recipe.preprocess}
+    convert.save(run.path / "model.safetensors", best, arch, int(state.step), **about)
     journal.close()
     return run.path
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from flax.traverse_util import flatten_dict
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
 import flax_impl
 import torch_impl

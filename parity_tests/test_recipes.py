@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 from sklearn.datasets import load_digits
 from torchvision import transforms
 from torchvision.transforms import transforms as transforms_module

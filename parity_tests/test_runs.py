@@ -43,7 +43,7 @@ from parity_tests.material import narrow
 FRAMEWORKS: tuple[Framework, ...] = ("torch", "flax")
 OTHER: dict[Framework, Framework] = {"torch": "flax", "flax": "torch"}
 TRAIN: dict[str, ModuleType] = {"torch": torch_impl.train, "flax": flax_impl.train}
-SCORE = {"torch": torch_impl.evaluate.evaluate_checkpoint, "flax": flax_impl.evaluate.evaluate_checkpoint}
+EVALUATE: dict[str, ModuleType] = {"torch": torch_impl.evaluate, "flax": flax_impl.evaluate}
 FAST = ("digits", "--arch", "lenet", "--preprocess.resize", "16", "--device", "cpu")
 SIZE_32 = ("--preprocess.resize", 32)
 COMPILATION_CACHE = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
@@ -112,11 +112,15 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def evaluation(framework: Framework, arguments: list[str]) -> None:
+    cli.evaluate(framework, EVALUATE[framework].evaluate_network, EVALUATE[framework].class_names, arguments)
+
+
 def evaluate(framework: Framework, capsys: pytest.CaptureFixture[str], *words: object) -> list[str]:
-    """The lines that the command prints."""
+    """The lines that the command prints for checkpoints."""
     capsys.readouterr()
-    cli.evaluate(framework, SCORE[framework], list(map(str, words)))
-    return capsys.readouterr().out.splitlines()
+    evaluation(framework, list(map(str, words)))
+    return [line for line in capsys.readouterr().out.splitlines() if "  loss " in line]
 
 
 def refused(command: Callable[..., Any], capsys: pytest.CaptureFixture[str], *words: object) -> str:
@@ -135,7 +139,7 @@ def refused_training(framework: str, capsys: pytest.CaptureFixture[str], *words:
 
 
 def refused_evaluation(framework: Framework, capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    return refused(lambda arguments: cli.evaluate(framework, SCORE[framework], arguments), capsys, *words)
+    return refused(lambda arguments: evaluation(framework, arguments), capsys, *words)
 
 
 def snapshot(folder: Path) -> dict[str, str]:

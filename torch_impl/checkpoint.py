@@ -49,15 +49,15 @@ def load(path: Path, state: TrainState) -> None:
     state.step = content["step"]
 
 
-def load_model(path: Path, arch: Arch) -> AlexNet | LeNet:
-    """The network alone, from a checkpoint or a .safetensors file, on the CPU.
+def load_model(path: Path, arch: Arch, precision: str = "float32") -> AlexNet | LeNet:
+    """The network alone, from a checkpoint or into this precision from a .safetensors file, on the CPU.
 
     Raises:
         UserError: the file cannot be read or does not fit `arch`.
     """
     model = build(arch)
     if path.suffix == ".safetensors":
-        weights.load(path, model, arch)
+        weights.load(path, model.to(getattr(torch, precision)), arch)
         return model
     content = _read(path)
     try:

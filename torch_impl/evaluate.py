@@ -2,58 +2,142 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from math import log
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from common import cli
-from common.arch import Arch
 from common.datasets import Dataset
+from common.evaluation import Watch
+from common.networks import Network
 from common.pipeline import Batch, batches
 from common.recipes import Recipe
 from common.run import Scores
-from torch_impl import checkpoint
+from torch_impl import checkpoint, weights
 from torch_impl.device import compute_in, pick_device, to_device
-from torch_impl.model import AlexNet, LeNet
-from torch_impl.preprocess import preprocess
+from torch_impl.model import AlexNet, LeNet, build
+from torch_impl.preprocess import crop, preprocess
+
+
+def ten_crop(images: Tensor, side: int, pad: int = 0) -> Tensor:
+    """The four corners and the centre of each image, then those of its mirror image.
+
+    Args:
+        images: uint8 (N, H, W, C).
+        side: of a crop.
+        pad: zeros added on every side first.
+
+    Returns:
+        uint8 (10, N, side, side, C): top left, top right, bottom left, bottom right, centre, and the mirrored ones
+        in the same order of their places, as `torchvision.transforms.v2.TenCrop` orders them (2012 paper, section 4.1).
+    """
+    height, width = (extent + 2 * pad - side for extent in images.shape[1:3])
+    places = [(0, 0), (0, width), (height, 0), (height, width), (round(height / 2), round(width / 2))]
+    crops = [
+        crop(view, torch.tensor(place, device=images.device).expand(len(images), 2), pad, side)
+        for view in (images, images.flip(2))
+        for place in places
+    ]
+    return torch.stack(crops)
 
 
 @torch.no_grad()
-def eval_step(model: AlexNet | LeNet, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
-    """Sums over one batch, on the device: `loss` (cross-entropy in nats), `top1`, `top5` and `count`."""
+def log_probabilities(model: AlexNet | LeNet, batch: Batch, recipe: Recipe, *, ten: bool = False) -> Tensor:
+    """Log-softmax of a batch's logits (N, classes), on the device in the parameters' dtype.
+
+    Args:
+        model: in any mode; it is left in evaluation.
+        batch: of evaluation, with central crops.
+        recipe: gives preprocessing and precision.
+        ten: average the probabilities of `ten_crop`'s crops instead, from the recipe's crop and padding.
+    """
     parameter = next(model.parameters())
-    images, labels, draws = to_device(batch, parameter.device)
+    images, _, draws = to_device(batch, parameter.device)
+    spec = recipe.preprocess
     model.eval()
-    x = preprocess(images, draws, recipe.preprocess, parameter.dtype)
-    with compute_in(recipe.precision, x.device):
-        logits = model(x).to(parameter.dtype)
-    guesses = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+
+    def forward(view: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        x = preprocess(view, draws, spec, parameter.dtype)
+        with compute_in(recipe.precision, x.device):
+            logits = model(x)
+        return F.log_softmax(logits.to(parameter.dtype), 1)
+
+    if not ten:
+        return forward(images, draws)
+    assert spec.crop
+    crops = ten_crop(images, spec.crop, spec.pad)
+    return torch.stack([forward(view, {}) for view in crops]).logsumexp(0) - log(len(crops))
+
+
+def eval_step(model: AlexNet | LeNet, batch: Batch, recipe: Recipe, *, ten: bool = False) -> dict[str, Tensor]:
+    """Sums over one batch, on the device: `loss` (cross-entropy in nats), `top1`, `top5` and `count`.
+
+    And `log_probabilities` (N, classes); `ten` as there.
+    """
+    scores = log_probabilities(model, batch, recipe, ten=ten)
+    labels = torch.as_tensor(batch.labels, device=scores.device).long()
+    guesses = scores.topk(min(5, scores.shape[1])).indices == labels[:, None]
     return {
-        "loss": F.cross_entropy(logits, labels, reduction="sum"),
+        "loss": F.nll_loss(scores, labels, reduction="sum"),
         "top1": guesses[:, 0].sum(),
         "top5": guesses.sum(),
         "count": torch.tensor(len(labels)),
+        "log_probabilities": scores,
     }
 
 
-def evaluate(model: AlexNet | LeNet, data: Dataset, recipe: Recipe) -> Scores:
-    """Score a model on every example of a split."""
-    steps = [eval_step(model, batch, recipe) for batch in batches(data, recipe, 0, train=False)]
+def evaluate(
+    model: AlexNet | LeNet, data: Dataset, recipe: Recipe, *, ten: bool = False, watch: Watch | None = None
+) -> Scores:
+    """Score a model on every example of a split.
+
+    Args:
+        model: to score.
+        data: the split.
+        recipe: gives batch size, preprocessing and precision.
+        ten: average ten crops of each image.
+        watch: is given each batch's labels (n,) and probabilities (n, classes).
+    """
+    steps = []
+    for batch in batches(data, recipe, 0, train=False):
+        step = eval_step(model, batch, recipe, ten=ten)
+        scores = step.pop("log_probabilities")  # dropped at once: all of a split's would fill the device
+        if watch:
+            watch(batch.labels, scores.exp().numpy(force=True))
+        steps.append(step)
     loss, top1, top5, count = (sum(float(step[name]) for step in steps) for name in ("loss", "top1", "top5", "count"))
     return Scores(loss, int(top1), int(top5), int(count))
 
 
-def evaluate_checkpoint(path: Path, arch: Arch, device: str, data: Dataset, recipe: Recipe) -> Scores:
-    """Score the network of a checkpoint or a .safetensors file.
+def open_network(network: Network, device: str) -> AlexNet | LeNet:
+    """Load a trained network, ready to compute.
 
     Raises:
-        UserError: the file cannot be read or does not fit.
+        UserError: its file cannot be had or read, or does not fit.
     """
-    model = checkpoint.load_model(path, arch).to(pick_device(device)).to(memory_format=torch.channels_last)
-    return evaluate(model, data, recipe)
+    if network.path:
+        model = checkpoint.load_model(network.path, network.arch, network.recipe.param_dtype)
+    else:
+        model = build(network.arch)
+        weights.load_pretrained(model, network.arch)
+    return model.to(pick_device(device)).to(memory_format=torch.channels_last)
+
+
+def evaluate_network(network: Network, device: str, data: Dataset, *, ten: bool, watch: Watch | None) -> Scores:
+    """Score a trained network; see `evaluate`.
+
+    Raises:
+        UserError: as `open_network`.
+    """
+    return evaluate(open_network(network, device), data, network.recipe, ten=ten, watch=watch)
+
+
+def class_names() -> tuple[str, ...]:
+    """The classes of torchvision's pretrained weights, in label order."""
+    return weights.class_names()
 
 
 if __name__ == "__main__":
-    cli.evaluate("torch", evaluate_checkpoint)
+    cli.evaluate("torch", evaluate_network, class_names)

@@ -165,7 +165,8 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
         journal.scores(epoch, scores, record)
         plots.curves(run)
     best = checkpoint.load_model(run.checkpoint(journal.final_epoch(), "torch"), arch)
-    weights.save(run.path / "model.safetensors", best, arch, state.step)
+    about = {"class_names": train.class_names, "preprocess": recipe.preprocess}
+    weights.save(run.path / "model.safetensors", best, arch, state.step, **about)
     journal.close()
     return run.path
 

@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from common import exchange
 from common.arch import Arch, get_arch
 from common.cli import guard
 from common.errors import UserError
+from common.recipes import Preprocess, get_recipe
 
 PRETRAINED = "IMAGENET1K_V1"
 
@@ -36,8 +37,16 @@ def download() -> dict[str, Tensor]:
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"torchvision's pretrained AlexNet is not in {cached} and cannot be downloaded ({error}). "
-            f"Put {weights.url} there, or start from a file you have with --init-from FILE."
+            f"Put {weights.url} there, or give a file you have: --init-from FILE to start from (predict: --weights "
+            f"FILE)."
         ) from error
+
+
+def class_names() -> tuple[str, ...]:
+    """ImageNet's 1,000 classes by the names that torchvision gives them, in label order."""
+    from torchvision.models import AlexNet_Weights
+
+    return tuple(AlexNet_Weights[PRETRAINED].meta["categories"])
 
 
 def read_pth(path: Path) -> dict[str, Tensor]:
@@ -68,14 +77,14 @@ def read(path: Path) -> Mapping[str, Tensor | np.ndarray]:
     return exchange.read(path)[0] if path.suffix == ".safetensors" else read_pth(path)
 
 
-def save(path: Path, model: nn.Module, arch: Arch, batches_tracked: int = 0) -> None:
-    """Write a model in the exchange format, which `flax_impl` opens.
+def save(path: Path, model: nn.Module, arch: Arch, batches_tracked: int = 0, **about: Any) -> None:
+    """Write a model in the exchange format, which `flax_impl` opens; `about` as for `exchange.write`.
 
     Raises:
         UserError: a tensor is not finite.
     """
     state = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
-    exchange.write(path, exchange.check(state, arch, "The model"), arch, batches_tracked)
+    exchange.write(path, exchange.check(state, arch, "The model"), arch, batches_tracked, **about)
 
 
 def load(path: Path, model: nn.Module, arch: Arch) -> None:
@@ -191,9 +200,22 @@ def main() -> None:
     arch = exchange.fit_classes(state, get_arch(command.arch))
     check = exchange.check_backbone if command.backbone else exchange.check
     tensors = check({name: np.asarray(array) for name, array in state.items()}, arch, command.source)
+    names, preprocess = _metadata(command.source, arch)
     command.dest.parent.mkdir(parents=True, exist_ok=True)
-    exchange.write(command.dest, tensors, arch)
+    exchange.write(command.dest, tensors, arch, class_names=names, preprocess=preprocess)
     print(f"{command.dest}: {len(tensors)} tensors of {arch.name}, {arch.classes} classes")
+
+
+def _metadata(source: str, arch: Arch) -> tuple[tuple[str, ...], Preprocess | None]:
+    """Class names and preprocessing: of torchvision's weights, also from their file, or as a .safetensors has them."""
+    from torchvision.models import AlexNet_Weights
+
+    if source == PRETRAINED or Path(source).name == Path(AlexNet_Weights[PRETRAINED].url).name:
+        return class_names(), get_recipe("imagenet").preprocess
+    if not source.endswith(".safetensors"):
+        return (), None
+    metadata, _ = exchange.read_metadata(Path(source))
+    return exchange.read_class_names(metadata, arch, source), exchange.read_preprocess(metadata, source)
 
 
 if __name__ == "__main__":

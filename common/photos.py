@@ -1,0 +1,77 @@
+"""Photographs of any kind as 8 bit pixels: upright, without transparency, in the colours that a network takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from common.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+BACKGROUND = (255, 255, 255)  # behind what is transparent
+_DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+
+
+def open_image(path: Path, channels: int = 3) -> Image.Image:
+    """Decode one image file, turned upright by its EXIF orientation; of an animation, the first picture.
+
+    Transparency is laid over white. Grey of 16 bits keeps its upper 8, also where it is stored as 32 bit integers.
+    CMYK and the others are converted by Pillow's plain formulas, colour profiles aside.
+
+    Args:
+        path: of the file.
+        channels: 3 for RGB, 1 for grey (ITU-R 601 luma).
+
+    Raises:
+        UserError: the file is missing, damaged, too large (Pillow's limit) or no image, with its path.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            return flatten(ImageOps.exif_transpose(image), channels)
+    except Exception as error:  # damaged bytes lead Pillow's decoders to exceptions of any kind
+        raise UserError(f"Cannot read the image {path}: {_cause(error)}. Mend or remove it.") from error
+
+
+def flatten(image: Image.Image, channels: int = 3) -> Image.Image:
+    """An image of any Pillow mode as RGB or grey of 8 bits; see `open_image`.
+
+    Raises:
+        ValueError: its numbers have no range that says what is black and what is white.
+    """
+    from PIL import Image
+
+    if image.mode == "F":
+        raise ValueError("its pixels are floating point numbers; save it with 8 or 16 bits")
+    if image.mode in _DEEP:
+        image = Image.fromarray(_upper_bits(np.asarray(image).astype(np.int64)))
+    if image.has_transparency_data:
+        # Premultiplied modes know no direct way to RGB.
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, image.mode)).convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image)
+    if image.mode in ("LAB", "HSV", "CMYK", "P", "PA"):
+        image = image.convert("RGB")  # which the way to grey leads through
+    return image.convert("RGB" if channels == 3 else "L")
+
+
+def _upper_bits(pixels: np.ndarray) -> np.ndarray:
+    if pixels.min() < 0 or pixels.max() > 0xFFFF:
+        raise ValueError("its grey values lie outside 16 bits")
+    return (pixels >> 8).astype(np.uint8)
+
+
+def _cause(error: Exception) -> str:
+    """What is wrong with an image, in a few words and without its path."""
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):
+        return "it is not an image of a known format"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return text.strip().splitlines()[0].rstrip(".") if text.strip() else type(error).__name__

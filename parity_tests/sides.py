@@ -93,7 +93,7 @@ class TorchSide:
         named = dict(model.named_parameters())
         seen = {name: np.concatenate(arrays) for name, arrays in self.seen.items()}
         return {
-            "batch": {name: _numpy(array) for name, array in moved.items()},
+            "batch": _as_used({name: _numpy(array) for name, array in moved.items()}, self.state.recipe),
             "input": {"images": seen.pop("images")},
             "activation": seen,
             "loss": _means(sums),
@@ -131,7 +131,7 @@ class FlaxSide:
         seen = {name: _channels_first(name, array, self.arch) for name, array in whole.items()}
         self.record.clear()
         return {
-            "batch": {name: np.asarray(array) for name, array in {"images": images, "labels": labels, **draws}.items()},
+            "batch": _as_used({"images": images, "labels": labels, **draws}, self.state.recipe),
             "input": {"images": seen.pop("images")},
             "activation": seen,
             "loss": _means(sums),
@@ -204,6 +204,12 @@ def _means(sums: Any) -> Tensors:
         "loss": np.asarray(sums["loss"]) / np.asarray(sums["count"]).astype(np.asarray(sums["loss"]).dtype),
         "correct": np.asarray(sums["correct"]).astype(np.int64),
     }
+
+
+def _as_used(batch: dict[str, Any], recipe: Recipe) -> Tensors:
+    """Draws in the parameters' dtype, to which preprocessing casts them; JAX may do so on the way to the device."""
+    arrays = {name: np.asarray(array) for name, array in batch.items()}
+    return {name: a.astype(recipe.param_dtype) if a.dtype.kind == "f" else a for name, a in arrays.items()}
 
 
 def _flat(slots: dict[str, dict[str, np.ndarray]]) -> Tensors:

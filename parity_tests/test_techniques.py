@@ -1,0 +1,265 @@
+"""Every technique, switched on with everything else: both frameworks take the same steps.
+
+Float64 curves agree to 1e-10; mixed precision takes the same steps and leaves out the same ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import flax_impl.preprocess
+import torch_impl.preprocess
+from common.arch import ARCHS
+from common.pipeline import batches, random_boxes, steps_per_epoch
+from common.recipes import FineTune, LossScale, Mix, Optimizer, Precision, Recipe, Schedule
+from parity_tests.compare import Bounds, Report, compare_run
+from parity_tests.material import first_batches
+from parity_tests.mutants import Subject, subjects
+from parity_tests.sides import make_pair, make_states
+from parity_tests.single_step import same_branches
+
+STEPS, LONG = 10, 50
+BOUND = Bounds(1e-10)
+
+
+def _with_everything(recipe: Recipe) -> Recipe:
+    """Crops, flips, colour noise, jitter, mixing, smoothing, micro-batches, warm-up and cosine at once."""
+    spec = replace(recipe.preprocess, brightness=0.3, contrast=0.3, saturation=0.3)
+    return replace(
+        recipe,
+        preprocess=spec,
+        mix=Mix(mixup=0.2, cutmix=1.0),
+        label_smoothing=0.1,
+        accumulate=2,
+        schedule=Schedule("cosine", warmup_epochs=1, final=0.01),
+    )
+
+
+def _base() -> Recipe:
+    return subjects()["plain"].recipe
+
+
+def _techniques() -> dict[str, Recipe]:
+    base, everything = _base(), _with_everything(_base())
+    resized = replace(base.preprocess, random_resized_crop=True, pad=0, crop=32)
+    nesterov = replace(base.optimizer, nesterov=True, decay_biases=False)
+    adamw = Optimizer(name="adamw", lr=1e-3, weight_decay=0.1, decay_biases=False)
+    return {
+        "everything": everything,
+        "accumulation": replace(base, accumulate=4),
+        "cosine": replace(base, schedule=Schedule("cosine", warmup_epochs=0.5, final=0.1)),
+        "warm-up before steps": replace(base, schedule=Schedule(milestones=(1, 2), warmup_epochs=1)),
+        "label smoothing": replace(base, label_smoothing=0.1),
+        "mixup": replace(base, mix=Mix(mixup=0.4)),
+        "cutmix": replace(base, mix=Mix(cutmix=1.0)),
+        "nesterov, kernels alone decay": replace(base, optimizer=nesterov),
+        "adamw, kernels alone decay": replace(base, optimizer=adamw),
+        "adam": replace(everything, optimizer=Optimizer(name="adam", lr=1e-3, weight_decay=5e-4, clip_norm=1.0)),
+        "random resized crop": replace(everything, preprocess=resized),
+        "frozen, then all": replace(everything, finetune=FineTune("dense", freeze_epochs=1, backbone_lr=0.1)),
+        "frozen, then all, AdamW": replace(everything, optimizer=adamw, finetune=FineTune("last", 2, 0.3)),
+    }
+
+
+def _run(recipe: Recipe, subject: Subject, steps: int, bounds: Bounds) -> Report:
+    recipe.check()
+    left, right = make_pair(recipe, subject.arch, steps_per_epoch(subject.data, recipe))
+    ours, theirs = (first_batches(subject.data, recipe, steps) for _ in range(2))
+    return compare_run(left, right, ours, theirs, bounds)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("steps", [STEPS, pytest.param(LONG, marks=pytest.mark.full)])
+@pytest.mark.parametrize("name", _techniques())
+def test_float64(name: str, steps: int) -> None:
+    recipe = replace(_techniques()[name], epochs=LONG)
+    bounds = BOUND if recipe.optimizer.name == "sgd" else Bounds(1e-9)
+    assert len(_run(recipe, subjects()["plain"], steps, bounds).losses) == steps
+
+
+@pytest.mark.usefixtures("x64")
+def test_everything_on_batch_norm() -> None:
+    """Micro-batches are normalised each alone, and their statistics follow one another."""
+    _run(_with_everything(_base()), subjects()["batch norm"], STEPS, BOUND)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("side", [0, 1], ids=["torch", "flax"])
+def test_micro_batches_equal_one_large_batch(side: int) -> None:
+    """Dropout included, and in the last batch, of five examples in micro-batches of two."""
+    subject = subjects()["plain"]
+    per_epoch = steps_per_epoch(subject.data, subject.recipe)
+    runs = []
+    for accumulate in (1, 4):
+        recipe = replace(_with_everything(subject.recipe), accumulate=accumulate)
+        watched = make_pair(recipe, subject.arch, per_epoch)[side]
+        runs.append([watched.step(batch) for batch in first_batches(subject.data, recipe, per_epoch)])
+    for one, other in zip(*runs, strict=True):
+        for phase in ("activation", "gradient", "parameter"):
+            for name, tensor in one[phase].items():
+                scale = np.abs(tensor).max()
+                np.testing.assert_allclose(other[phase][name], tensor, rtol=0, atol=1e-12 * scale, err_msg=name)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_frozen_backbone_stays(optimizer: str) -> None:
+    """For its epochs not a bit of it moves, decay included; the head moves; afterwards everything does."""
+    subject = subjects()["plain"]
+    recipe = replace(subject.recipe, finetune=FineTune("last", freeze_epochs=1))
+    if optimizer == "adamw":
+        recipe = replace(recipe, optimizer=Optimizer(name="adamw", lr=1e-3, weight_decay=0.1))
+    per_epoch = steps_per_epoch(subject.data, recipe)
+    for side in make_pair(recipe, subject.arch, per_epoch):
+        traces = [side.step(batch) for batch in first_batches(subject.data, recipe, per_epoch + 1)]
+        first, last, after = traces[0]["parameter"], traces[-2]["parameter"], traces[-1]["parameter"]
+        for name in first:
+            head = name.startswith("fc8")
+            assert np.array_equal(first[name], last[name]) != head, name
+            assert not np.array_equal(last[name], after[name]), name
+
+
+SCALES = LossScale(initial=2.0**40, interval=3)  # overflows at once, and again after every growth
+
+
+def _half(precision: Precision) -> Recipe:
+    return replace(_base(), precision=precision, loss_scale=SCALES, label_smoothing=0.1, accumulate=2)
+
+
+def test_float16_leaves_out_the_same_steps() -> None:
+    """The scales of both frameworks at every step; steps left out change neither weights nor schedule."""
+    subject = subjects()["plain"]
+    recipe = _half("float16")
+    left, right = make_pair(recipe, subject.arch, steps_per_epoch(subject.data, recipe))
+    rows, before = [], None
+    for batch in first_batches(subject.data, recipe, LONG):
+        ours, _ = left.step(batch)["parameter"], right.step(batch)
+        scaler = right.state.scaler
+        rows.append((left.state.scaler.get_scale(), left.state.schedule.last_epoch))
+        assert rows[-1] == (float(scaler.scale), int(right.state.updates)), f"step {len(rows) - 1}"
+        assert (left.state.step, int(right.state.step)) == (len(rows),) * 2
+        if before is not None:
+            moved = any(not np.array_equal(ours[name], before[name]) for name in ours)
+            assert moved == (rows[-1][1] > rows[-2][1])
+        before = ours
+    done = rows[-1][1]
+    assert 10 < done < LONG - 10, "steps must be left out, and others taken"
+    assert max(np.diff([scale for scale, _ in rows])) > 0, "the scale must grow again"
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_mixed_precision_stays_near_to_float32(precision: Precision) -> None:
+    """The frameworks differ by no more than four times what PyTorch in this precision differs by from its float32."""
+    subject = subjects()["plain"]
+    losses = {}
+    for kind in ("float32", precision):
+        recipe = replace(_base(), precision=kind, loss_scale=LossScale(initial=1024.0))
+        left, right = make_pair(recipe, subject.arch, steps_per_epoch(subject.data, recipe))
+        ours, theirs = (first_batches(subject.data, recipe, LONG) for _ in range(2))
+        losses[kind] = np.array(compare_run(left, right, ours, theirs, Bounds(np.inf)).losses)
+        for tensors in (dict(left.state.model.named_parameters()).values(),):
+            assert all(parameter.dtype == torch.float32 for parameter in tensors)
+    noise = np.abs(losses[precision][:, 0] - losses["float32"][:, 0]).max()
+    between = np.abs(losses[precision][:, 0] - losses[precision][:, 1]).max()
+    assert 0 < between < 4 * noise
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jitter_is_torchvisions(channels: int) -> None:
+    from torchvision.transforms import v2
+
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.random((4, channels, 9, 7), np.float32))
+    factors = torch.from_numpy(rng.uniform(0.4, 1.6, (4, 3)).astype(np.float32))
+    ours = torch_impl.preprocess.jitter(x, factors)
+    for image, (brightness, contrast, saturation), found in zip(x, factors.tolist(), ours, strict=True):
+        expected = v2.functional.adjust_brightness(image, brightness)
+        expected = v2.functional.adjust_contrast(expected, contrast)
+        expected = v2.functional.adjust_saturation(expected, saturation)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    theirs = flax_impl.preprocess.jitter(x.permute(0, 2, 3, 1).numpy(), factors.numpy())
+    np.testing.assert_allclose(np.asarray(theirs).transpose(0, 3, 1, 2), ours.numpy(), rtol=0, atol=1e-6)
+
+
+def test_resized_crop_is_torchvisions() -> None:
+    """`resized_crop` without antialiasing, for boxes inside and at the edges."""
+    from torchvision.transforms import v2
+
+    rng = np.random.default_rng(0)
+    boxes = random_boxes(32, 40, rng.random((6, 22)))
+    boxes[0], boxes[1] = (0, 0, 32, 40), (31, 39, 1, 1)
+    x = torch.from_numpy(rng.random((6, 3, 32, 40)))
+    ours = torch_impl.preprocess.resized_crop(x, torch.from_numpy(boxes), 24)
+    for image, box, found in zip(x, boxes.astype(int).tolist(), ours, strict=True):
+        expected = v2.functional.resized_crop(image, *box, [24, 24], antialias=False)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_mixing_is_what_the_papers_say() -> None:
+    """Each pixel comes from the example or its partner; the labels' shares are the pixels'."""
+    subject = subjects()["plain"]
+    for mix in (Mix(mixup=0.5), Mix(cutmix=1.0), Mix(mixup=0.5, cutmix=1.0)):
+        recipe = replace(subject.recipe, mix=mix, precision="float32")
+        for batch in batches(subject.data, recipe, 0, train=True):
+            draws = {name: torch.as_tensor(rows) for name, rows in batch.draws.items()}
+            n, partner = len(batch.labels), batch.draws["partner"]
+            assert sorted(partner) == list(range(n))
+            # Images that are all zeros or all ones tell how much of which they hold.
+            own = torch.zeros(n, 1, 32, 32, dtype=torch.float64)
+            own[0] = 1
+            mixed = torch_impl.preprocess.mix(own, draws).mean((1, 2, 3)).numpy()
+            share = batch.draws["share"]
+            expected = np.where(np.arange(n) == 0, share, np.where(partner == 0, 1 - share, 0))
+            np.testing.assert_allclose(mixed, expected, atol=1e-12)
+            targets = torch_impl.preprocess.soft_targets(
+                torch.from_numpy(batch.labels).long(), draws, 10, torch.float64
+            )
+            np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-12)
+            rows = np.arange(n)
+            same = batch.labels == batch.labels[partner]
+            np.testing.assert_allclose(targets[rows, batch.labels].numpy(), np.where(same, 1, share), rtol=1e-12)
+
+
+def test_nothing_is_mixed_or_jittered_in_evaluation() -> None:
+    subject = subjects()["plain"]
+    batch = next(batches(subject.data, _with_everything(subject.recipe), 0, train=False))
+    assert batch.draws.keys() == {"crop"}
+
+
+def test_branches_are_told_apart() -> None:
+    """The check that sets a batch aside sees one flipped sign and one other winner of a pool."""
+    subject = subjects()["plain"]
+    recipe = replace(subject.recipe, precision="float32")
+    side, _ = make_pair(recipe, subject.arch, 4)
+    trace = side.step(next(first_batches(subject.data, recipe, 1)))
+    assert same_branches(trace, trace, subject.arch)
+    for name, value in (("conv3.conv", -1.0), ("conv1.conv", 1e3), ("fc7", -1.0)):
+        tensor = trace["activation"][name].copy()
+        place = np.unravel_index(np.argmax(tensor == np.sort(tensor, axis=None)[-7]), tensor.shape)
+        tensor[place] = value
+        changed = {**trace, "activation": {**trace["activation"], name: tensor}}
+        assert not same_branches(trace, changed, subject.arch), name
+
+
+def test_accumulation_needs_less_memory_in_flax() -> None:
+    """XLA keeps the loop: the compiled step's scratch memory shrinks with the micro-batch."""
+    import jax
+
+    import flax_impl.train
+    from flax_impl.device import to_device
+
+    subject = subjects()["plain"]
+    arch = ARCHS["alexnet_cifar"]
+    sizes = []
+    for accumulate in (1, 8):
+        recipe = replace(subject.recipe, precision="float32", batch_size=64, accumulate=accumulate)
+        data = replace(subject.data, ids=np.resize(subject.data.ids, 64))
+        _, state = make_states(recipe, replace(arch, dense=subject.arch.dense), 1)
+        arguments = to_device(next(first_batches(data, recipe, 1)), jax.devices("cpu")[0])
+        compiled = flax_impl.train.train_step.lower(state, *arguments).compile()
+        sizes.append(compiled.memory_analysis().temp_size_in_bytes)
+    assert sizes[1] < sizes[0] / 2

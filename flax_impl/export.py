@@ -93,7 +93,7 @@ def reload(content: bytes, kind: str) -> Predict:
 def logits(model: AlexNet | LeNet, variables: Any, images: np.ndarray) -> np.ndarray:
     """Normalised images, float32 (N, H, W, C) -> (N, classes)."""
     with jax.default_matmul_precision("highest"):
-        return np.asarray(model.apply(variables, images, train=False))
+        return np.asarray(jax.jit(partial(model.apply, train=False))(variables, images))
 
 
 def _load(source: Source) -> Any:

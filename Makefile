@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c requiremen
 LOCK := pyproject.toml requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help train-torch train-flax evaluate-torch evaluate-flax predict predict-torch predict-flax summary weights data test test-full test-gpu parity mutants lint lock clean
+.PHONY: help train-torch train-flax evaluate-torch evaluate-flax predict predict-torch predict-flax export-torch export-flax summary weights data test test-full test-gpu parity mutants lint lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list every target
@@ -35,6 +35,12 @@ predict-torch: .venv/.torch
 
 predict-flax: .venv/.flax
 	$(BIN)/python -m flax_impl.predict "$(IMAGE)" $(if $(RUN),--run "$(RUN)") $(ARGS)
+
+export-torch: .venv/.export  ## write RUN (a run folder, checkpoint or .safetensors) to TO=FILE.pt2, .onnx or .pt (TorchScript)
+	$(BIN)/python -m torch_impl.export $(RUN) $(TO) $(ARGS)
+
+export-flax: $(if $(filter %.onnx,$(TO)),.venv-onnx/.done,.venv/.flax)  ## write RUN to TO=FILE.stablehlo or .onnx
+	$(if $(filter %.onnx,$(TO)),.venv-onnx/bin,$(BIN))/python -m flax_impl.export $(RUN) $(TO) $(ARGS)
 
 summary: .venv/.torch .venv/.flax  ## print both networks of ARCH (default: alexnet) side by side: shapes and parameters
 	$(BIN)/python -m parity_tests.summary $(ARCH)
@@ -70,8 +76,8 @@ lock:  ## resolve requirements.lock anew (needs uv)
 	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
 		--no-header --no-annotate --no-emit-index-url --upgrade -o requirements.lock
 
-clean:  ## remove .venv and caches; runs stay
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache *.egg-info
+clean:  ## remove both environments and caches; runs stay
+	rm -rf .venv .venv-onnx .mypy_cache .pytest_cache .ruff_cache .import_linter_cache *.egg-info
 
 # The first Python of 3.11 to 3.13 that runs: $(PYTHON) if given, else the usual names.
 $(BIN)/python:
@@ -94,6 +100,17 @@ $(BIN)/python:
 	if [ "$${driver:-0}" -ge 580 ]; then extra=,cuda13; elif [ "$${driver:-0}" -ge 525 ]; then extra=,cuda12; fi; \
 	echo "Installing JAX and Flax from the lock [flax$$extra] ..."; \
 	$(PIP) -e ".[flax$$extra]"
+	@touch $@
+
+.venv/.export: $(LOCK) | .venv/.torch
+	$(PIP) -e '.[export]'
+	@touch $@
+
+# jax2onnx pins an older orbax than training takes: Flax's ONNX is written in an environment of its own.
+.venv-onnx/.done: requirements-onnx.txt | $(BIN)/python
+	@echo "Installing jax2onnx in .venv-onnx ..."
+	$(BIN)/python -m venv .venv-onnx
+	.venv-onnx/bin/python -m pip install -q --disable-pip-version-check -r requirements-onnx.txt
 	@touch $@
 
 .venv/.test: $(LOCK) | .venv/.torch .venv/.flax

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Protocol
 import tyro
 
 from common import datasets, evaluation, networks, predictions
+from common import export as exports
 from common.arch import Arch
 from common.errors import UserError
 from common.networks import Network
@@ -97,6 +98,27 @@ class _PredictCommand:
     top: int = 5
     out: Path = Path("predictions")
     device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class _ExportCommand:
+    """Write a network in a format that other tools read, and beside it a .json that says how to feed it.
+
+    Attributes:
+        source: a run folder, one of its checkpoints, or a .safetensors file.
+        dest: the file to write; its suffix says the format.
+        format: if the suffix does not say it.
+        opset: of ONNX (default: 18).
+        arch: the architecture of a .safetensors file that does not say it.
+        recipe: whose preprocessing the .json shall give, for a .safetensors file outside a run folder.
+    """
+
+    source: tyro.conf.Positional[Path]
+    dest: tyro.conf.Positional[Path]
+    format: str | None = None
+    opset: int | None = None
+    arch: str | None = None
+    recipe: str | None = None
 
 
 def train(fit: Callable[[Recipe, TrainOptions], Path], arguments: Sequence[str] | None = None) -> None:
@@ -249,6 +271,31 @@ def predict(
             network = networks.pretrained(names())
         ready = open_network(network, command.device)
         predictions.predict_place(command.image, network, ready, command.top, command.out)
+
+    guard(run)
+
+
+def export(
+    framework: Framework,
+    formats: Mapping[str, str],
+    write: Callable[[exports.Source, Path, str, int], float],
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """`export SOURCE DEST [--format FORMAT]`: write the file and say how near its logits come to the source's."""
+
+    def run() -> None:
+        command = tyro.cli(_ExportCommand, args=arguments, prog=f"python -m {framework}_impl.export")
+        kind = exports.pick_format(command.dest, command.format, formats)
+        if command.opset is not None and kind != "onnx":
+            raise UserError(f"--opset {command.opset} is for ONNX; {command.dest} becomes {kind}.")
+        if command.dest.is_dir():
+            raise UserError(f"{command.dest} is a folder: name the file to write.")
+        source = exports.open_source(command.source, framework, command.arch, command.recipe)
+        worst = write(source, command.dest, kind, exports.OPSET if command.opset is None else command.opset)
+        batches = ", ".join(map(str, exports.BATCHES))
+        print(f"{command.dest}: {source.arch.name}, {source.arch.classes} classes, as {kind}")
+        print(f"{command.dest}.json: how to feed it")
+        print(f"reloaded, its logits differ by at most {worst:.1e} of their scale (batches of {batches})")
 
     guard(run)
 

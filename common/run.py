@@ -111,8 +111,12 @@ class RunFolder:
         """The finished epochs that a checkpoint's name tells."""
         return int(checkpoint.stem.removeprefix("epoch_"))
 
-    def check_framework(self, framework: Framework) -> None:
+    def check_framework(self, framework: Framework, command: str = "evaluate") -> None:
         """Refuse a run of the other framework.
+
+        Args:
+            framework: that would read it.
+            command: the module to name instead.
 
         Raises:
             UserError: says what to use instead.
@@ -120,7 +124,7 @@ class RunFolder:
         made_by = self.manifest["framework"]
         if made_by != framework:
             raise UserError(
-                f"{self.path} was trained with {made_by}_impl: use `python -m {made_by}_impl.evaluate`, "
+                f"{self.path} was trained with {made_by}_impl: use `python -m {made_by}_impl.{command}`, "
                 f"or give its model.safetensors, which both frameworks open."
             )
 
@@ -225,10 +229,10 @@ def write_text(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def package_versions() -> dict[str, str]:
-    """The installed versions of the packages that a run's numbers depend on."""
+def package_versions(more: tuple[str, ...] = ()) -> dict[str, str]:
+    """The installed versions of the packages that a run's numbers depend on, and of more."""
     found = {}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *more):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -57,7 +57,8 @@ class ConvBlock(nn.Module):
 def _after(step: MaxPool | LocalResponseNorm, x: Array) -> Array:
     if isinstance(step, MaxPool):
         padding = [(step.padding, step.padding)] * 2
-        return nn.max_pool(x, (step.size, step.size), (step.stride, step.stride), padding)
+        size, stride = (step.size, step.size), (step.stride, step.stride)
+        return nn.max_pool(x, window_shape=size, strides=stride, padding=padding)
     return local_response_norm(x, step)
 
 

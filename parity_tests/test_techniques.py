@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
 import flax_impl.preprocess
+import flax_impl.train
 import torch_impl.preprocess
 from common.arch import ARCHS
 from common.pipeline import batches, random_boxes, steps_per_epoch
 from common.recipes import FineTune, LossScale, Mix, Optimizer, Precision, Recipe, Schedule
+from flax_impl.device import to_device
 from parity_tests.compare import Bounds, Report, compare_run
 from parity_tests.material import first_batches
 from parity_tests.mutants import Subject, subjects
@@ -138,9 +142,10 @@ def test_float16_leaves_out_the_same_steps() -> None:
     rows, before = [], None
     for batch in first_batches(subject.data, recipe, LONG):
         ours, _ = left.step(batch)["parameter"], right.step(batch)
-        scaler = right.state.scaler
+        scale = right.state.scaler.scale
+        assert scale is not None
         rows.append((left.state.scaler.get_scale(), left.state.schedule.last_epoch))
-        assert rows[-1] == (float(scaler.scale), int(right.state.updates)), f"step {len(rows) - 1}"
+        assert rows[-1] == (float(scale), int(right.state.updates)), f"step {len(rows) - 1}"
         assert (left.state.step, int(right.state.step)) == (len(rows),) * 2
         if before is not None:
             moved = any(not np.array_equal(ours[name], before[name]) for name in ours)
@@ -181,7 +186,7 @@ def test_jitter_is_torchvisions(channels: int) -> None:
         expected = v2.functional.adjust_contrast(expected, contrast)
         expected = v2.functional.adjust_saturation(expected, saturation)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
-    theirs = flax_impl.preprocess.jitter(x.permute(0, 2, 3, 1).numpy(), factors.numpy())
+    theirs = flax_impl.preprocess.jitter(jnp.asarray(x.permute(0, 2, 3, 1)), jnp.asarray(factors))
     np.testing.assert_allclose(np.asarray(theirs).transpose(0, 3, 1, 2), ours.numpy(), rtol=0, atol=1e-6)
 
 
@@ -247,11 +252,6 @@ def test_branches_are_told_apart() -> None:
 
 def test_accumulation_needs_less_memory_in_flax() -> None:
     """XLA keeps the loop: the compiled step's scratch memory shrinks with the micro-batch."""
-    import jax
-
-    import flax_impl.train
-    from flax_impl.device import to_device
-
     subject = subjects()["plain"]
     arch = ARCHS["alexnet_cifar"]
     sizes = []
@@ -261,5 +261,7 @@ def test_accumulation_needs_less_memory_in_flax() -> None:
         _, state = make_states(recipe, replace(arch, dense=subject.arch.dense), 1)
         arguments = to_device(next(first_batches(data, recipe, 1)), jax.devices("cpu")[0])
         compiled = flax_impl.train.train_step.lower(state, *arguments).compile()
-        sizes.append(compiled.memory_analysis().temp_size_in_bytes)
+        memory = compiled.memory_analysis()
+        assert memory is not None
+        sizes.append(memory.temp_size_in_bytes)
     assert sizes[1] < sizes[0] / 2

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 from common.errors import UserError, lookup
 
@@ -20,6 +21,20 @@ class MaxPool:
     size: int
     stride: int
     padding: int = 0
+
+
+@dataclass(frozen=True)
+class AvgPool:
+    """Mean over `window` x `window` windows."""
+
+    window: int
+    stride: int
+    padding: ClassVar[int] = 0
+
+    @property
+    def size(self) -> int:
+        """As `MaxPool` calls it; a file tells the two apart by their fields."""
+        return self.window
 
 
 @dataclass(frozen=True)
@@ -43,16 +58,19 @@ class BatchNorm:
     eps: float = 1e-5
 
 
+After = MaxPool | AvgPool | LocalResponseNorm
+
+
 @dataclass(frozen=True)
 class ConvSpec:
-    """One block: convolution, batch norm if any, ReLU, then `after` in its order.
+    """One block: convolution, batch norm if any, activation, then `after` in its order.
 
     Attributes:
         features: output channels.
         kernel, stride, padding: of the square kernel, in pixels; padding on every side.
         groups: independent groups of channels (the 2012 network's two GPUs).
         bias: whether the convolution adds one.
-        norm: batch norm between the convolution and the ReLU.
+        norm: batch norm between the convolution and the activation.
         after: pools and local response norms, in order (the 2012 paper normalises before it pools).
     """
 
@@ -63,7 +81,7 @@ class ConvSpec:
     groups: int = 1
     bias: bool = True
     norm: BatchNorm | None = None
-    after: tuple[MaxPool | LocalResponseNorm, ...] = ()
+    after: tuple[After, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,9 +112,10 @@ class Arch:
         image: the input it is built for, (height, width, channels).
         convs: the convolution blocks `conv1`, `conv2`, ...
         dense: the layers after them, numbered on (`fc6`, `fc7`, `fc8`); the last one gives the logits,
-            a ReLU follows each of the others.
+            the activation follows each of the others.
         adaptive_pool: average the last feature map into this many rows and columns, which lets the network
             take images of any size that is large enough; None flattens it as it is.
+        activation: after every layer but the last; the paper's is `relu` (section 3.1).
 
     Raises:
         UserError: the image is too small for the layers, or a field has an impossible value.
@@ -107,6 +126,7 @@ class Arch:
     convs: tuple[ConvSpec, ...]
     dense: tuple[DenseSpec, ...]
     adaptive_pool: int | None = None
+    activation: Literal["relu", "tanh", "sigmoid"] = "relu"
 
     def __post_init__(self) -> None:
         self._check_fields()
@@ -195,14 +215,15 @@ class Arch:
         if spec.norm:
             rows.append(Layer(f"norm{number}", "batch_norm", rows[-1].output, 2 * spec.features))
         for after in spec.after:
-            if isinstance(after, MaxPool):
+            if isinstance(after, MaxPool | AvgPool):
                 h, w = self._slide(f"pool{number}", after, rows[-1].output, image)
-                rows.append(Layer(f"pool{number}", "max_pool", (h, w, spec.features)))
+                kind = "max_pool" if isinstance(after, MaxPool) else "avg_pool"
+                rows.append(Layer(f"pool{number}", kind, (h, w, spec.features)))
             else:
                 rows.append(Layer(f"lrn{number}", "local_response_norm", rows[-1].output))
         return rows
 
-    def _slide(self, name: str, window: ConvSpec | MaxPool, size: Size, image: Size) -> tuple[int, int]:
+    def _slide(self, name: str, window: ConvSpec | MaxPool | AvgPool, size: Size, image: Size) -> tuple[int, int]:
         """Output height and width of a window slid over `size`, or an error that names the layer."""
         kernel = window.kernel if isinstance(window, ConvSpec) else window.size
         h, w = (extent + 2 * window.padding - kernel for extent in size[:2])
@@ -218,7 +239,7 @@ class Arch:
         """The side of the smallest square image that passes through every layer, in pixels."""
         side = 1
         for _, spec in reversed(list(self.named_convs())):
-            for pool in reversed([after for after in spec.after if isinstance(after, MaxPool)]):
+            for pool in reversed([after for after in spec.after if isinstance(after, MaxPool | AvgPool)]):
                 side = max((side - 1) * pool.stride + pool.size - 2 * pool.padding, 1)
             side = max((side - 1) * spec.stride + spec.kernel - 2 * spec.padding, 1)
         return side
@@ -268,7 +289,7 @@ class Arch:
         )
 
 
-def _counts(window: ConvSpec | MaxPool | LocalResponseNorm) -> dict[str, int]:
+def _counts(window: ConvSpec | After) -> dict[str, int]:
     """The fields that must be at least 1."""
     names = ("features", "kernel", "size", "stride", "groups")
     return {name: getattr(window, name) for name in names if hasattr(window, name)}
@@ -280,7 +301,7 @@ def get_arch(name: str) -> Arch:
     Raises:
         UserError: there is none of this name; the message names the nearest.
     """
-    return lookup(ARCHS, name, "architecture")
+    return lookup(ARCHS | ABLATIONS, name, "architecture")
 
 
 POOL3 = MaxPool(size=3, stride=2)  # overlapping pooling, section 3.4 of the 2012 paper
@@ -376,4 +397,43 @@ LENET = Arch(
 
 ARCHS: dict[str, Arch] = {
     arch.name: arch for arch in (ALEXNET, ALEXNET_2012, ALEXNET_LRN, ALEXNET_BN, ALEXNET_FASHION, ALEXNET_CIFAR, LENET)
+}
+
+
+def _ablation(name: str, **changes: Any) -> Arch:
+    """`alexnet_cifar` with one thing changed; `after` and `norm` are changed in every block that pools."""
+    convs = ALEXNET_CIFAR.convs
+    if "after" in changes:
+        convs = tuple(replace(conv, after=changes["after"]) if conv.after else conv for conv in convs)
+    if "norm" in changes:
+        convs = tuple(replace(conv, norm=changes["norm"], bias=False) for conv in convs)
+    rest = {key: value for key, value in changes.items() if key not in ("after", "norm")}
+    return replace(ALEXNET_CIFAR, name=f"alexnet_cifar_{name}", convs=convs, **rest)
+
+
+# What the tutorials claim of AlexNet's parts, each against `alexnet_cifar`. `best` is the network of the improved
+# recipes: the paper's widths, batch norm, and no stride before the first pool, so that fc6 sees 4 x 4.
+ABLATIONS: dict[str, Arch] = {
+    arch.name: arch
+    for arch in (
+        _ablation("tanh", activation="tanh"),
+        _ablation("sigmoid", activation="sigmoid"),
+        _ablation("overlap", after=(MaxPool(size=3, stride=2, padding=1),)),
+        _ablation("avgpool", after=(AvgPool(window=2, stride=2),)),
+        _ablation("lrn", after=(LRN_2012, POOL2)),
+        _ablation("bn", norm=BatchNorm()),
+        _ablation("nodropout", dense=tuple(replace(dense, dropout=0.0) for dense in ALEXNET_CIFAR.dense)),
+        Arch(
+            name="alexnet_cifar_best",
+            image=(32, 32, 3),
+            convs=(
+                ConvSpec(96, kernel=3, padding=1, bias=False, norm=BatchNorm(), after=(POOL2,)),
+                ConvSpec(256, kernel=3, padding=1, bias=False, norm=BatchNorm(), after=(POOL2,)),
+                ConvSpec(384, kernel=3, padding=1, bias=False, norm=BatchNorm()),
+                ConvSpec(384, kernel=3, padding=1, bias=False, norm=BatchNorm()),
+                ConvSpec(256, kernel=3, padding=1, bias=False, norm=BatchNorm(), after=(POOL2,)),
+            ),
+            dense=(DenseSpec(1024, dropout=0.3), DenseSpec(1024, dropout=0.3), DenseSpec(10)),
+        ),
+    )
 }

@@ -167,8 +167,10 @@ class Preprocess:
         """
         height, width, channels = stored or (*[self.photo_side(arch)] * 2, 3)
         if self.crop:
-            if self.crop > min(height, width):
-                raise UserError(f"preprocess.crop is {self.crop}, larger than the {height}x{width} images.")
+            if self.crop > min(height, width) + 2 * self.pad:
+                raise UserError(
+                    f"preprocess.crop is {self.crop}, larger than the {height}x{width} images with their padding."
+                )
             height = width = self.crop
         if self.resize:
             height = width = self.resize
@@ -460,6 +462,44 @@ def cifar10_finetune() -> Recipe:
 
 
 @register
+def cifar10_finetune_backbone() -> Recipe:
+    """torchvision's convolutions with a fresh classifier, which is trained alone for two epochs, then all of it.
+
+    Source: ours; the schedule that fine-tuning guides describe: backbone frozen, then at a tenth of the rate.
+    Published with all weights carried over: 0.9203.
+    """
+    return replace(
+        cifar10_finetune(),
+        name="cifar10_finetune_backbone",
+        epochs=10,
+        optimizer=Optimizer(name="adamw", lr=1e-4, weight_decay=0.01),
+        schedule=Schedule("cosine", warmup_epochs=1),
+        pretrained="backbone",
+        finetune=FineTune("dense", freeze_epochs=2, backbone_lr=0.1),
+    )
+
+
+@register
+def cifar10_best() -> Recipe:
+    """What the techniques are worth on CIFAR-10: an AlexNet with batch norm, trained as networks are today.
+
+    Source: ours; its settings follow He et al., "Bag of tricks", arXiv:1812.01187, sections 3 and 5: cosine, warm-up,
+    no decay on biases, label smoothing, mixing. Aims at 90 %.
+    """
+    return replace(
+        cifar10(),
+        name="cifar10_best",
+        arch="alexnet_cifar_best",
+        init="he",
+        optimizer=Optimizer(lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4, decay_biases=False),
+        schedule=Schedule("cosine", warmup_epochs=5),
+        mix=Mix(mixup=0.2, cutmix=1.0),
+        label_smoothing=0.1,
+        precision="bfloat16",
+    )
+
+
+@register
 def fashion_mnist() -> Recipe:
     """Fashion-MNIST on the book's AlexNet, 28 x 28 resized to 224 x 224.
 
@@ -486,3 +526,19 @@ def fashion_mnist_lenet() -> Recipe:
     Source: as `fashion_mnist`. A plain PyTorch loop reached 0.686, 0.745, 0.723 and 0.769 in its first epochs.
     """
     return replace(fashion_mnist(), name="fashion_mnist_lenet", arch="lenet", preprocess=Preprocess())
+
+
+@register
+def fashion_mnist_best() -> Recipe:
+    """The same on Fashion-MNIST, at its 28 x 28 padded to 32 x 32. Aims at 94 %.
+
+    Source: ours; as `cifar10_best`, with milder mixing: the images are simpler.
+    """
+    return replace(
+        cifar10_best(),
+        name="fashion_mnist_best",
+        dataset="fashion_mnist",
+        epochs=50,
+        preprocess=Preprocess(pad=4, crop=32, flip=True, mean=(0.2860,), std=(0.3530,)),
+        mix=Mix(cutmix=1.0),
+    )

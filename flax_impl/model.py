@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,23 +11,27 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from common.arch import Arch, ConvSpec, LocalResponseNorm, MaxPool, get_arch
+from common.arch import After, Arch, AvgPool, ConvSpec, MaxPool, get_arch
 from common.errors import UserError
 from common.initializers import get_init
 from flax_impl.init import initialize
 from flax_impl.layers import BatchNorm, adaptive_avg_pool, local_response_norm
 
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": nn.relu, "tanh": jnp.tanh, "sigmoid": nn.sigmoid}
+
 
 class ConvBlock(nn.Module):
-    """Convolution, batch norm if any, ReLU, then pools and local response norms in the spec's order.
+    """Convolution, batch norm if any, activation, then pools and local response norms in the spec's order.
 
     Attributes:
         spec: of the block.
+        activation: a key of `ACTIVATIONS`.
         dtype: of the arithmetic; None takes the widest of inputs and parameters.
         param_dtype: of the parameters.
     """
 
     spec: ConvSpec
+    activation: str = "relu"
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
@@ -48,17 +53,19 @@ class ConvBlock(nn.Module):
         """(N, H, W, C) -> (N, H', W', features)."""
         x = self.conv(x)
         x = self.norm(x, use_running_average=not train) if self.spec.norm else x
-        x = nn.relu(x)
+        x = ACTIVATIONS[self.activation](x)
         for step in self.spec.after:
             x = _after(step, x)
         return x
 
 
-def _after(step: MaxPool | LocalResponseNorm, x: Array) -> Array:
+def _after(step: After, x: Array) -> Array:
     if isinstance(step, MaxPool):
         padding = [(step.padding, step.padding)] * 2
         size, stride = (step.size, step.size), (step.stride, step.stride)
         return nn.max_pool(x, window_shape=size, strides=stride, padding=padding)
+    if isinstance(step, AvgPool):
+        return nn.avg_pool(x, window_shape=(step.size, step.size), strides=(step.stride, step.stride))
     return local_response_norm(x, step)
 
 
@@ -78,7 +85,7 @@ class AlexNet(nn.Module):
 
     def setup(self) -> None:
         _check_depth(self.arch, type(self).__name__, 5, 3)
-        block = partial(ConvBlock, dtype=self.dtype, param_dtype=self.param_dtype)
+        block = partial(ConvBlock, activation=self.arch.activation, dtype=self.dtype, param_dtype=self.param_dtype)
         dense = partial(nn.Dense, dtype=self.dtype, param_dtype=self.param_dtype)
         conv1, conv2, conv3, conv4, conv5 = self.arch.convs
         fc6, fc7, fc8 = self.arch.dense
@@ -97,6 +104,7 @@ class AlexNet(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Images (N, H, W, C), normalised -> logits (N, classes)."""
         self.arch.check_input(x.shape[1], x.shape[2], x.shape[3])
+        activation = ACTIVATIONS[self.arch.activation]
         x = self.conv1(x, train=train)
         x = self.conv2(x, train=train)
         x = self.conv3(x, train=train)
@@ -107,9 +115,9 @@ class AlexNet(nn.Module):
             x.shape[0], -1
         )  # (N, H * W * C); PyTorch flattens C * H * W, so the converter permutes fc6's rows
         x = self.drop6(x, deterministic=not train)
-        x = nn.relu(self.fc6(x))
+        x = activation(self.fc6(x))
         x = self.drop7(x, deterministic=not train)
-        x = nn.relu(self.fc7(x))
+        x = activation(self.fc7(x))
         x = self.drop8(x, deterministic=not train)
         x = self.fc8(x)
         return x
@@ -128,7 +136,7 @@ class LeNet(nn.Module):
 
     def setup(self) -> None:
         _check_depth(self.arch, type(self).__name__, 2, 2)
-        block = partial(ConvBlock, dtype=self.dtype, param_dtype=self.param_dtype)
+        block = partial(ConvBlock, activation=self.arch.activation, dtype=self.dtype, param_dtype=self.param_dtype)
         dense = partial(nn.Dense, dtype=self.dtype, param_dtype=self.param_dtype)
         conv1, conv2 = self.arch.convs
         fc3, fc4 = self.arch.dense
@@ -142,12 +150,13 @@ class LeNet(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Images (N, H, W, C), normalised -> logits (N, classes)."""
         self.arch.check_input(x.shape[1], x.shape[2], x.shape[3])
+        activation = ACTIVATIONS[self.arch.activation]
         x = self.conv1(x, train=train)
         x = self.conv2(x, train=train)
         x = adaptive_avg_pool(x, self.arch.adaptive_pool) if self.arch.adaptive_pool else x
         x = x.reshape(x.shape[0], -1)  # (N, H * W * C); PyTorch flattens C * H * W
         x = self.drop3(x, deterministic=not train)
-        x = nn.relu(self.fc3(x))
+        x = activation(self.fc3(x))
         x = self.drop4(x, deterministic=not train)
         x = self.fc4(x)
         return x

@@ -30,7 +30,8 @@ def narrow_run(name: str, steps: int, device: str = "cpu") -> Report:
     data = data_for(recipe)
     examples = steps // 3 * recipe.batch_size - 5
     data = replace(data, ids=data.ids[:: max(len(data) // examples, 1)][:examples])
-    recipe = replace(recipe, schedule=replace(recipe.schedule, milestones=(1, 2)))
+    if recipe.schedule.name == "step":
+        recipe = replace(recipe, schedule=replace(recipe.schedule, milestones=(1, 2)))
     arch = narrow(recipe.model_arch(data.image, len(data.class_names)))
     left, right = make_pair(recipe, arch, steps_per_epoch(data, recipe), device=device)
     ours, theirs = (first_batches(data, recipe, steps) for _ in range(2))

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 import torch_impl.train
-from common.arch import ARCHS, Arch, MaxPool
+from common.arch import ARCHS, Arch, AvgPool, MaxPool
 from common.pipeline import Batch
 from common.recipes import Optimizer, Precision, Preprocess, Recipe
 from parity_tests.compare import Bounds, Report, Trace, Unit, compare_traces
@@ -129,7 +129,9 @@ def _branches(trace: Trace, arch: Arch) -> Iterator[np.ndarray]:
         yield before > 0
         x = F.relu(torch.from_numpy(before))
         for step in spec.after:
-            if isinstance(step, MaxPool):
+            if isinstance(step, AvgPool):
+                x = F.avg_pool2d(x, step.size, step.stride)
+            elif isinstance(step, MaxPool):
                 x, winners = F.max_pool2d(x, step.size, step.stride, step.padding, return_indices=True)
                 yield winners.numpy()
             else:

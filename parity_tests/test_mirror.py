@@ -23,7 +23,7 @@ PAIRED = sorted({path.stem for path in (ROOT / "torch_impl").glob("*.py")} - UNP
 RENAMED = {("checkpoint", "load_model"): "load_variables", ("device", "compute_in"): "compute_dtype"}
 
 # A Flax module's fields and free functions are attributes in PyTorch.
-NOT_LAYERS = {"arch"}
+NOT_LAYERS = {"arch", "activation"}
 FUNCTIONS_IN_FLAX = {"pool", "after"}
 
 # What frameworks, or a protocol that documents it, call by a name of their own.
@@ -58,8 +58,9 @@ def public_names(tree: ast.Module) -> list[str]:
 
 
 SHARED_NAMES = {
-    "F.relu": "relu",
-    "nn.relu": "relu",
+    "self.activation": "activation",
+    "activation": "activation",
+    "ACTIVATIONS[self.activation]": "activation",
     "x.flatten": "flatten",
     "x.reshape": "flatten",
     "adaptive_avg_pool": "pool",
@@ -161,8 +162,8 @@ def test_models_call_the_same_layers_in_the_same_order(model: str) -> None:
     [
         pytest.param("x = self.conv4(x, train=train)", "x = self.conv3(x, train=train)", id="a layer twice"),
         pytest.param("x = self.drop7(x, deterministic=not train)\n", "pass\n", id="a layer left out"),
-        pytest.param("nn.relu(self.fc6(x))", "self.fc6(nn.relu(x))", id="the ReLU before the layer"),
-        pytest.param("nn.relu(self.fc7(x))", "self.fc7(x)", id="no ReLU"),
+        pytest.param("activation(self.fc6(x))", "self.fc6(activation(x))", id="the activation before the layer"),
+        pytest.param("activation(self.fc7(x))", "self.fc7(x)", id="no activation"),
     ],
 )
 def test_a_planted_difference_is_seen(old: str, new: str) -> None:
@@ -174,7 +175,7 @@ def test_a_planted_difference_is_seen(old: str, new: str) -> None:
 
 def test_an_unknown_call_is_not_overlooked() -> None:
     source = (ROOT / "flax_impl" / "model.py").read_text(encoding="utf-8")
-    planted = ast.parse(source.replace("nn.relu(self.fc6(x))", "nn.gelu(self.fc6(x))"))
+    planted = ast.parse(source.replace("activation(self.fc6(x))", "nn.gelu(self.fc6(x))"))
     with pytest.raises(KeyError, match=r"nn\.gelu"):
         calls(planted, "AlexNet", "__call__")
 

@@ -22,7 +22,7 @@ from torchvision import transforms
 from torchvision.transforms import transforms as transforms_module
 
 from common import datasets, draws
-from common.arch import ARCHS
+from common.arch import ABLATIONS, ARCHS, get_arch
 from common.config import from_dict, to_dict
 from common.datasets import DATASETS, Arrays, Dataset, Photographs
 from common.draws import Stream, normals, order, uniforms, uniforms_at
@@ -68,20 +68,20 @@ def test_recipes_refer_to_what_exists(name: str) -> None:
     recipe = RECIPES[name]
     assert recipe.name == name
     assert recipe.dataset in DATASETS
-    assert recipe.arch in ARCHS
+    assert recipe.arch in ARCHS | ABLATIONS
     assert recipe.init in INITS
     recipe.check()
     spec = DATASETS[recipe.dataset]
     arch = recipe.model_arch(spec.image, spec.classes)
     assert arch.classes == spec.classes
-    assert arch.image == (*ARCHS[recipe.arch].image[:2], spec.image[2] if spec.image else 3)
+    assert arch.image == (*get_arch(recipe.arch).image[:2], spec.image[2] if spec.image else 3)
 
 
 @every_recipe
 def test_recipes_say_where_they_come_from_and_what_to_expect(name: str) -> None:
     about = " ".join(ABOUT[name].split())
     assert "Source: " in about
-    assert re.search(r"(Published|[Ee]xpect|reached)\D{0,80}\d", about)
+    assert re.search(r"(Published|[Ee]xpect|reached|Aims)\D{0,80}\d", about)
 
 
 # What the sources give: optimizer, rate, momentum, weight decay, batch size, epochs, rates after which epochs, weights.
@@ -95,8 +95,11 @@ PUBLISHED: dict[str, tuple[str, float, float, float, int, int, tuple[int, ...], 
 }
 
 
+OURS = {DEFAULT, "cifar10_finetune_backbone", "cifar10_best", "fashion_mnist_best"}
+
+
 def test_no_recipe_is_forgotten() -> None:
-    assert PUBLISHED.keys() | {DEFAULT} == RECIPES.keys()
+    assert PUBLISHED.keys() | OURS == RECIPES.keys()
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -16,12 +16,12 @@ import torch
 import flax_impl.preprocess
 import flax_impl.train
 import torch_impl.preprocess
-from common.arch import ARCHS
+from common.arch import ABLATIONS, ARCHS
 from common.pipeline import batches, random_boxes, steps_per_epoch
 from common.recipes import FineTune, LossScale, Mix, Optimizer, Precision, Recipe, Schedule
 from flax_impl.device import to_device
 from parity_tests.compare import Bounds, Report, compare_run
-from parity_tests.material import first_batches
+from parity_tests.material import first_batches, narrow
 from parity_tests.mutants import Subject, subjects
 from parity_tests.sides import make_pair, make_states
 from parity_tests.single_step import same_branches
@@ -83,6 +83,14 @@ def test_float64(name: str, steps: int) -> None:
     recipe = replace(_techniques()[name], epochs=LONG)
     bounds = BOUND if recipe.optimizer.name == "sgd" else Bounds(1e-9)
     assert len(_run(recipe, subjects()["plain"], steps, bounds).losses) == steps
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablations(name: str) -> None:
+    """The networks of the ablation table: other activations, pools and norms."""
+    subject = subjects()["plain"]
+    _run(_base(), replace(subject, arch=narrow(ABLATIONS[name])), STEPS, BOUND)
 
 
 @pytest.mark.usefixtures("x64")

@@ -2,45 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.arch import Arch, ConvSpec, LocalResponseNorm, MaxPool, get_arch
+from common.arch import After, Arch, AvgPool, ConvSpec, MaxPool, get_arch
 from common.errors import UserError
 from common.initializers import get_init
 from torch_impl.init import initialize
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
+
 
 class ConvBlock(nn.Module):
-    """Convolution, batch norm if any, ReLU, then pools and local response norms in the spec's order.
+    """Convolution, batch norm if any, activation, then pools and local response norms in the spec's order.
 
     Args:
         spec: of the block.
         channels: that enter it.
+        activation: a key of `ACTIVATIONS`.
     """
 
-    def __init__(self, spec: ConvSpec, channels: int) -> None:
+    def __init__(self, spec: ConvSpec, channels: int, activation: str = "relu") -> None:
         super().__init__()
         self.conv = nn.Conv2d(
             channels, spec.features, spec.kernel, spec.stride, spec.padding, groups=spec.groups, bias=spec.bias
         )
         self.norm = nn.BatchNorm2d(spec.features, spec.norm.eps, spec.norm.momentum) if spec.norm else nn.Identity()
+        self.activation = ACTIVATIONS[activation]
         self.after = nn.Sequential(*(_after(step) for step in spec.after))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, features, H', W')."""
         x = self.conv(x)
         x = self.norm(x)
-        x = F.relu(x)
+        x = self.activation(x)
         return cast(Tensor, self.after(x))
 
 
-def _after(step: MaxPool | LocalResponseNorm) -> nn.Module:
+def _after(step: After) -> nn.Module:
     if isinstance(step, MaxPool):
         return nn.MaxPool2d(step.size, step.stride, step.padding)
+    if isinstance(step, AvgPool):
+        return nn.AvgPool2d(step.size, step.stride)
     # PyTorch divides alpha by the size of the window, the paper does not.
     return _WideLocalResponseNorm(step.size, step.alpha * step.size, step.beta, step.k)
 
@@ -69,11 +76,12 @@ class AlexNet(nn.Module):
         conv1, conv2, conv3, conv4, conv5 = arch.convs
         fc6, fc7, fc8 = arch.dense
         height, width, channels = arch.feature_size
-        self.conv1 = ConvBlock(conv1, arch.image[2])
-        self.conv2 = ConvBlock(conv2, conv1.features)
-        self.conv3 = ConvBlock(conv3, conv2.features)
-        self.conv4 = ConvBlock(conv4, conv3.features)
-        self.conv5 = ConvBlock(conv5, conv4.features)
+        self.activation = ACTIVATIONS[arch.activation]
+        self.conv1 = ConvBlock(conv1, arch.image[2], arch.activation)
+        self.conv2 = ConvBlock(conv2, conv1.features, arch.activation)
+        self.conv3 = ConvBlock(conv3, conv2.features, arch.activation)
+        self.conv4 = ConvBlock(conv4, conv3.features, arch.activation)
+        self.conv5 = ConvBlock(conv5, conv4.features, arch.activation)
         self.pool = nn.AdaptiveAvgPool2d(arch.adaptive_pool) if arch.adaptive_pool else nn.Identity()
         self.drop6 = nn.Dropout(fc6.dropout)
         self.fc6 = nn.Linear(height * width * channels, fc6.features)
@@ -93,9 +101,9 @@ class AlexNet(nn.Module):
         x = self.pool(x)
         x = x.flatten(1)  # (N, C * H * W); Flax flattens H * W * C, so the converter permutes fc6's columns
         x = self.drop6(x)
-        x = F.relu(self.fc6(x))
+        x = self.activation(self.fc6(x))
         x = self.drop7(x)
-        x = F.relu(self.fc7(x))
+        x = self.activation(self.fc7(x))
         x = self.drop8(x)
         x = self.fc8(x)
         return x
@@ -115,8 +123,9 @@ class LeNet(nn.Module):
         conv1, conv2 = arch.convs
         fc3, fc4 = arch.dense
         height, width, channels = arch.feature_size
-        self.conv1 = ConvBlock(conv1, arch.image[2])
-        self.conv2 = ConvBlock(conv2, conv1.features)
+        self.activation = ACTIVATIONS[arch.activation]
+        self.conv1 = ConvBlock(conv1, arch.image[2], arch.activation)
+        self.conv2 = ConvBlock(conv2, conv1.features, arch.activation)
         self.pool = nn.AdaptiveAvgPool2d(arch.adaptive_pool) if arch.adaptive_pool else nn.Identity()
         self.drop3 = nn.Dropout(fc3.dropout)
         self.fc3 = nn.Linear(height * width * channels, fc3.features)
@@ -131,7 +140,7 @@ class LeNet(nn.Module):
         x = self.pool(x)
         x = x.flatten(1)  # (N, C * H * W); Flax flattens H * W * C
         x = self.drop3(x)
-        x = F.relu(self.fc3(x))
+        x = self.activation(self.fc3(x))
         x = self.drop4(x)
         x = self.fc4(x)
         return x

@@ -5,6 +5,7 @@ Prints one table and writes it to benchmarks/results/parity-DEVICE.json and .md.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -106,7 +107,11 @@ def measure(options: Options) -> list[Row]:
         jobs += [lambda n=n: curve_rows(n) for n in RECIPES]
     console = Console(stderr=True)
     bar = track(jobs, "Comparing", console=console, transient=True, disable=not console.is_terminal)
-    return [row for job in bar for row in job()]
+    rows = []
+    for job in bar:
+        rows += job()
+        gc.collect()  # networks in reference cycles
+    return rows
 
 
 COLUMNS = ("architecture", "check", "precision", "largest difference", "bound", "rounding alone", "tensor", "verdict")

@@ -23,8 +23,13 @@ def test_one_step_at_full_width(name: str) -> None:
     compare_step(name, "float64")
 
 
+QUICK_NETWORKS = ("alexnet", "alexnet_bn", "lenet")
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ARCHS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK_NETWORKS else pytest.mark.full) for n in ARCHS]
+)
 def test_one_step_in_less(name: str, precision: Precision) -> None:
     compare_step(name, precision)
 

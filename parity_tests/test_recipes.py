@@ -173,7 +173,7 @@ def test_impossible_values_are_refused(change: dict[str, Any], message: str) -> 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (Preprocess(crop=9), r"preprocess\.crop is 9, larger than the 8x8 images"),
+        (Preprocess(crop=9), r"preprocess\.crop is 9, larger than the padded 8x8 images"),
         (Preprocess(mean=(0, 0, 0)), r"preprocess\.mean has 3 values for images of 1 channel"),
         (Preprocess(std=(1, 1)), r"preprocess\.std has 2 values for images of 1 channel"),
         (Preprocess(pca_std=0.1), r"preprocess\.pca_std is colour noise: it needs 3 channels, not 1"),

@@ -510,7 +510,7 @@ BAD_INPUT = {
     "fraction": ((*FAST, "--val-fraction", "1"), r"val_fraction is 1\.0; it must be in \[0, 1\)"),
     "seed": ((*FAST, "--seed", "-1"), r"seed is -1; it must be from 0 to 2\*\*32 - 1"),
     "small image": ((*FAST, "--arch", "alexnet"), r"16x16 is too small: pool2 needs 3x3 and receives 1x1\..*63x63"),
-    "crop": ((*FAST, "--preprocess.crop", "9"), r"preprocess\.crop is 9, larger than the 8x8 images"),
+    "crop": ((*FAST, "--preprocess.crop", "9"), r"preprocess\.crop is 9, larger than the padded 8x8 images"),
     "channels": ((*FAST, "--preprocess.mean", "1", "1", "1"), r"preprocess\.mean has 3 values for images of 1 channel"),
     "resume": ((*FAST, "--resume", "--out", "nowhere"), r"nowhere is not a run folder"),
     "folder": ((*FAST, "--dataset", "folder:nowhere"), r"'folder:nowhere' is not there: .*/nowhere is not a folder"),

@@ -115,12 +115,12 @@ class FineTune:
     """How a network that starts from given weights is trained.
 
     Attributes:
-        head: the layers that are trained in full: the `last` one, or all `dense` ones. The others are the backbone.
+        head: the layers trained in full: `all`, the `dense` ones or the `last` one. The others are the backbone.
         freeze_epochs: for so long the backbone stays as it is, and its optimizer's memory empty.
         backbone_lr: multiplies the backbone's learning rate.
     """
 
-    head: Literal["last", "dense"] = "last"
+    head: Literal["all", "dense", "last"] = "all"
     freeze_epochs: int = 0
     backbone_lr: float = 1.0
 
@@ -207,7 +207,7 @@ class Recipe:
         label_smoothing: share of each label spread over all classes (Szegedy et al., arXiv:1512.00567, section 7).
         pretrained: start from torchvision's ImageNet weights: "all", with a fresh last layer where the classes differ,
             or the convolutions' alone, the "backbone".
-        finetune: see its class; None trains all layers alike.
+        finetune: see its class.
         val_fraction: share of the training split held out to choose the best checkpoint.
         precision: of the arithmetic. `float32` and `float64` hold for everything; under `bfloat16` and `float16` the
             layers compute in it, while parameters, statistics, loss and optimizer stay float32 (Micikevicius et al.,
@@ -229,7 +229,7 @@ class Recipe:
     label_smoothing: float = 0.0
     loss_scale: LossScale = field(default_factory=LossScale)
     pretrained: Literal["no", "backbone", "all"] = "no"
-    finetune: FineTune | None = None
+    finetune: FineTune = field(default_factory=FineTune)
     val_fraction: float = 0.0
     precision: Precision = "float32"
     seed: int = 0
@@ -252,7 +252,7 @@ class Recipe:
     def head_layers(self, arch: Arch) -> frozenset[str]:
         """The layers that are trained at the full rate from the start: all, unless the recipe fine-tunes."""
         dense = [name for name, _ in arch.named_dense()]
-        if self.finetune is None:
+        if self.finetune.head == "all":
             return frozenset(dense + [name for name, _ in arch.named_convs()])
         return frozenset(dense if self.finetune.head == "dense" else dense[-1:])
 
@@ -280,6 +280,8 @@ class Recipe:
             ("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "in [0, 1)"),
             ("mix.mixup", self.mix.mixup, self.mix.mixup >= 0, "at least 0"),
             ("mix.cutmix", self.mix.cutmix, self.mix.cutmix >= 0, "at least 0"),
+            ("finetune.freeze_epochs", self.finetune.freeze_epochs, self.finetune.freeze_epochs >= 0, "at least 0"),
+            ("finetune.backbone_lr", self.finetune.backbone_lr, 0 <= self.finetune.backbone_lr < inf, "at least 0"),
             ("accumulate", self.accumulate, self.accumulate >= 1, "at least 1"),
             ("loss_scale.initial", self.loss_scale.initial, 0 < self.loss_scale.initial < inf, "positive and finite"),
             ("loss_scale.growth", self.loss_scale.growth, self.loss_scale.growth >= 1, "at least 1"),
@@ -309,11 +311,8 @@ class Recipe:
             raise UserError("schedule.milestones are for the step schedule; with cosine leave them empty.")
         if self.schedule.warmup_epochs >= self.epochs:
             raise UserError(f"schedule.warmup_epochs is {self.schedule.warmup_epochs}; it must be below epochs.")
-        if self.finetune:
-            if self.finetune.freeze_epochs < 0:
-                raise UserError(f"finetune.freeze_epochs is {self.finetune.freeze_epochs}; it must be at least 0.")
-            if not 0 <= self.finetune.backbone_lr < inf:
-                raise UserError(f"finetune.backbone_lr is {self.finetune.backbone_lr}; it must be at least 0.")
+        if self.finetune.head == "all" and self.finetune != FineTune():
+            raise UserError('finetune.head is "all", which leaves no backbone to freeze or slow: set last or dense.')
 
     def model_arch(self, stored: Size | None, classes: int) -> Arch:
         """The architecture for images stored at this size (None: photographs) and this many classes.

@@ -186,6 +186,8 @@ def open_or_create(path: Path, recipe: Recipe, framework: Framework, *, resume: 
     run.check_framework(framework)
     if recipe.epochs < run.recipe.epochs:
         raise UserError(f"{path} is a run of {run.recipe.epochs} epochs: a resumed run cannot have {recipe.epochs}.")
+    if recipe.schedule.name == "cosine" and recipe.epochs != run.recipe.epochs:
+        raise UserError(f"{path} ran with a cosine over {run.recipe.epochs} epochs: a resumed run keeps its epochs.")
     old, new = to_dict(run.recipe), to_dict(recipe)
     changed = [name for name in old if old[name] != new[name] and name not in RESUME_MAY_CHANGE]
     if changed:

@@ -20,7 +20,7 @@ from common.arch import Arch
 from common.initializers import get_init
 from common.journal import Journal
 from common.pipeline import batches, steps_per_epoch
-from common.recipes import FineTune, Recipe
+from common.recipes import Recipe
 from common.run import default_folder, open_or_create, write_manifest
 from flax_impl import checkpoint, convert
 from flax_impl.device import compute_dtype, describe, pick_device, to_device
@@ -68,8 +68,8 @@ def init_state(recipe: Recipe, arch: Arch, steps: int, device: jax.Device) -> Tr
     with jax.default_device(device):
         variables = initialize(model, get_init(recipe.init), recipe.seed)
         rate = build_schedule(recipe.schedule, recipe.optimizer.lr, steps, recipe.epochs)
-        tune = recipe.finetune or FineTune()
-        is_head = recipe.head_layers(arch).__contains__ if recipe.finetune else None
+        tune = recipe.finetune
+        is_head = None if tune.head == "all" else recipe.head_layers(arch).__contains__
         freeze_steps = tune.freeze_epochs * steps
         return TrainState.create(
             apply_fn=model.apply,

@@ -11,6 +11,7 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from _pytest.mark import ParameterSet
@@ -202,6 +203,24 @@ def test_mixed_precision_stays_near_to_float32(precision: Precision) -> None:
     noise = np.abs(losses[precision][:, 0] - losses["float32"][:, 0]).max()
     between = np.abs(losses[precision][:, 0] - losses[precision][:, 1]).max()
     assert 0 < between < 4 * noise
+
+
+def test_cosine_is_the_frameworks_own() -> None:
+    """PyTorch's `CosineAnnealingLR` and optax's `cosine_decay_schedule`, at every step; after a warm-up the same."""
+    spec, rate, steps = Schedule("cosine", final=0.1), 0.3, 40
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], rate)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=0.1 * rate)
+    decay = optax.cosine_decay_schedule(rate, steps, alpha=0.1)
+    for step in range(steps):
+        expected = optimizer.param_groups[0]["lr"]
+        assert rate * spec.factor(step, 10, 4) == pytest.approx(expected, rel=1e-12)
+        assert float(decay(step)) == pytest.approx(expected, rel=1e-5)
+        optimizer.step()
+        theirs.step()
+    warm = replace(spec, warmup_epochs=0.5)
+    rising = [warm.factor(step, 10, 4) for step in range(6)]
+    assert rising == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1])
+    assert warm.factor(5 + 20, 10, 4) == pytest.approx(0.1 + 0.9 * (1 + np.cos(np.pi * 20 / 35)) / 2)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -17,7 +17,7 @@ from common.arch import Arch
 from common.initializers import get_init
 from common.journal import Journal
 from common.pipeline import Batch, batches, steps_per_epoch
-from common.recipes import FineTune, Recipe
+from common.recipes import Recipe
 from common.run import default_folder, open_or_create, write_manifest
 from torch_impl import checkpoint, weights
 from torch_impl.device import compute_in, describe, pick_device, to_device
@@ -63,7 +63,7 @@ def init_state(recipe: Recipe, arch: Arch, steps: int, device: torch.device) -> 
     dropout = share_dropout(model, arch.feature_size, recipe.seed)
     dtype = getattr(torch, recipe.param_dtype)
     model.to(device, dtype).to(memory_format=torch.channels_last)  # the batches arrive channels last: no copies
-    tune = recipe.finetune or FineTune()
+    tune = recipe.finetune
     parts: dict[bool, list[Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
         parts[name.split(".")[0] in recipe.head_layers(arch)].append(parameter)

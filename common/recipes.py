@@ -168,9 +168,7 @@ class Preprocess:
         height, width, channels = stored or (*[self.photo_side(arch)] * 2, 3)
         if self.crop:
             if self.crop > min(height, width) + 2 * self.pad:
-                raise UserError(
-                    f"preprocess.crop is {self.crop}, larger than the {height}x{width} images with their padding."
-                )
+                raise UserError(f"preprocess.crop is {self.crop}, larger than the padded {height}x{width} images.")
             height = width = self.crop
         if self.resize:
             height = width = self.resize

@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c requiremen
 LOCK := pyproject.toml requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help train-torch train-flax evaluate-torch evaluate-flax predict predict-torch predict-flax export-torch export-flax summary weights data test test-full test-gpu parity mutants lint lock clean
+.PHONY: help train-torch train-flax evaluate-torch evaluate-flax predict predict-torch predict-flax export-torch export-flax summary weights data test test-full test-gpu parity ablation mutants lint lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list every target
@@ -62,6 +62,9 @@ test-gpu: .venv/.test  ## run the tests that need a GPU, and file what they meas
 
 parity: .venv/.test  ## compare every architecture in every precision, print the table and file it
 	$(BIN)/python -m parity_tests.table $(ARGS)
+
+ablation: .venv/.torch .venv/.flax  ## train RECIPE with one part or technique changed at a time, three seeds each, and file the table
+	$(BIN)/python benchmarks/ablation.py $(RECIPE) $(ARGS)
 
 mutants: .venv/.test  ## plant every fault and print where the comparer finds it
 	$(BIN)/python -m parity_tests.mutants $(ARGS)

@@ -1,0 +1,109 @@
+"""What each part of AlexNet is worth: the same recipe with one thing changed, several seeds, both frameworks.
+
+`python benchmarks/ablation.py digits --seeds 0 1 2` trains every row one after the other and writes
+benchmarks/results/ablation-RECIPE.json and .md after each run, so that an interrupted table keeps what it has.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Annotated, Any
+
+import tyro
+
+from common.arch import ABLATIONS
+from common.cli import guard
+from common.recipes import get_recipe
+from common.run import Framework, RunFolder, write_json, write_text
+
+RESULTS = Path(__file__).parent / "results"
+
+# The techniques of the recipe, one at a time, beside the networks of `ABLATIONS`.
+TECHNIQUES: dict[str, tuple[str, ...]] = {
+    "label smoothing": ("--label-smoothing", "0.1"),
+    "MixUp": ("--mix.mixup", "0.2"),
+    "CutMix": ("--mix.cutmix", "1.0"),
+    "cosine": ("--schedule.name", "cosine", "--schedule.milestones"),
+    "kernels alone decay": ("--optimizer.no-decay-biases",),
+    "bfloat16": ("--precision", "bfloat16"),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train the rows of an ablation table.
+
+    Attributes:
+        recipe: every row starts from.
+        seeds: of each row.
+        frameworks: to train in.
+        epochs: in place of the recipe's.
+        rows: only these.
+    """
+
+    recipe: Annotated[str, tyro.conf.Positional] = "digits"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    frameworks: tuple[Framework, ...] = ("torch", "flax")
+    epochs: int | None = None
+    rows: tuple[str, ...] = ()
+
+
+def rows(options: Options) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield each row's name and the words that change the recipe."""
+    table: dict[str, tuple[str, ...]] = {"as it is": ()}
+    if get_recipe(options.recipe).arch == "alexnet_cifar":
+        table |= {name: ("--arch", name) for name in ABLATIONS}
+    table |= TECHNIQUES
+    for name, words in table.items():
+        if not options.rows or name in options.rows:
+            yield name, words
+
+
+def train(options: Options, framework: Framework, seed: int, words: tuple[str, ...]) -> dict[str, Any]:
+    """Train one run and return its final test accuracy and where it ran."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        changes = [*words, "--seed", str(seed), "--out", str(out)]
+        changes += ["--epochs", str(options.epochs)] if options.epochs else []
+        command = [sys.executable, "-m", f"{framework}_impl.train", options.recipe, *changes]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        run = RunFolder.open(out)
+        last = [row for row in run.metrics() if row["split"] == "test"][-1]
+        place = {"device": run.manifest["device"], "versions": run.manifest["versions"]}
+        return {"seed": seed, "epochs": run.recipe.epochs, "accuracy": last["accuracy"], "loss": last["loss"], **place}
+
+
+def write(options: Options, found: dict[str, dict[str, list[dict[str, Any]]]]) -> None:
+    """Write the runs so far as JSON, and their means and spreads as Markdown."""
+    stem = RESULTS / f"ablation-{options.recipe}"
+    write_json(stem.with_suffix(".json"), {"recipe": options.recipe, "rows": found})
+    lines = ["| row | framework | runs | mean test accuracy | standard deviation |", "|---|---|---|---|---|"]
+    for name, frameworks in found.items():
+        for framework, runs in frameworks.items():
+            scores = [run["accuracy"] for run in runs]
+            spread = f"{stdev(scores):.4f}" if len(scores) > 1 else ""
+            lines.append(f"| {name} | {framework} | {len(scores)} | {mean(scores):.4f} | {spread} |")
+    write_text(stem.with_suffix(".md"), "\n".join(lines) + "\n")
+
+
+def main() -> None:
+    """Train every row and write the table."""
+    options = tyro.cli(Options, prog="ablation")
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for seed in options.seeds:
+        for name, words in rows(options):
+            for framework in options.frameworks:
+                result = train(options, framework, seed, words)
+                found.setdefault(name, {}).setdefault(framework, []).append(result)
+                write(options, found)
+                print(f"{name}, {framework}, seed {seed}: {result['accuracy']:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    guard(main)

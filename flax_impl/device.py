@@ -37,6 +37,21 @@ def compute_dtype(precision: Precision) -> Any:
     return jnp.dtype(precision) if precision in ("bfloat16", "float16") else None
 
 
+def check_precision(precision: Precision, device: jax.Device) -> None:
+    """Try a convolution and a product in a recipe's precision, before a run begins.
+
+    Raises:
+        UserError: the device does not compute in it.
+    """
+    dtype = compute_dtype(precision) or jnp.float32
+    try:
+        with jax.default_device(device):
+            features = jax.lax.conv(jnp.ones((1, 8, 4, 4), dtype), jnp.ones((8, 8, 3, 3), dtype), (1, 1), "VALID")
+            jax.block_until_ready(features.reshape(1, 32) @ jnp.ones((32, 2), dtype))
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(f"precision is {precision}, in which {describe(device)} does not compute: {error}.") from error
+
+
 def describe(device: jax.Device) -> str:
     """The device in words."""
     if device.platform == "cpu":

@@ -23,7 +23,7 @@ from common.pipeline import batches, steps_per_epoch
 from common.recipes import Recipe
 from common.run import default_folder, open_or_create, write_manifest
 from flax_impl import checkpoint, convert
-from flax_impl.device import compute_dtype, describe, pick_device, to_device
+from flax_impl.device import check_precision, compute_dtype, describe, pick_device, to_device
 from flax_impl.evaluate import evaluate
 from flax_impl.init import initialize
 from flax_impl.layers import dropout_from
@@ -195,6 +195,7 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
     if recipe.val_fraction:
         train, splits["val"] = train.hold_out(recipe.val_fraction, recipe.seed)
     steps, device = steps_per_epoch(train, recipe), pick_device(options.device)
+    check_precision(recipe.precision, device)
     state = init_state(recipe, arch, steps, device)
     state, fresh = start_weights(state, arch, options)
     run = open_or_create(options.out or default_folder(recipe, "flax"), recipe, "flax", resume=options.resume)

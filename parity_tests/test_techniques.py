@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,13 @@ import pytest
 import torch
 from _pytest.mark import ParameterSet
 
+import flax_impl.device
 import flax_impl.preprocess
 import flax_impl.train
+import torch_impl.device
 import torch_impl.preprocess
 from common.arch import ABLATIONS, ARCHS
+from common.errors import UserError
 from common.pipeline import batches, random_boxes, steps_per_epoch
 from common.recipes import FineTune, LossScale, Mix, Optimizer, Precision, Recipe, Schedule
 from flax_impl.device import to_device
@@ -186,6 +190,24 @@ def test_float16_leaves_out_the_same_steps() -> None:
     for step, (found, done) in enumerate(rows):
         assert found == (512.0 * 2**24 if step % 4 == 3 else 512.0)
         assert done == step - step // 4
+
+
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_this_device_computes_in_every_precision(precision: Precision) -> None:
+    torch_impl.device.check_precision(precision, torch.device("cpu"))
+    flax_impl.device.check_precision(precision, jax.devices("cpu")[0])
+
+
+def test_a_precision_that_the_device_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(*args: object) -> None:
+        raise RuntimeError("'conv' not implemented for 'Half'")
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", lacking)
+    with pytest.raises(UserError, match=r"precision is float16, in which cpu .* does not compute: 'conv' not"):
+        torch_impl.device.check_precision("float16", torch.device("cpu"))
+    monkeypatch.setattr(jax.lax, "conv", lambda *args: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("no F16")))
+    with pytest.raises(UserError, match=r"precision is float16, in which cpu .* does not compute: no F16"):
+        flax_impl.device.check_precision("float16", jax.devices("cpu")[0])
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

@@ -6,6 +6,7 @@ import platform
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from common.errors import UserError
@@ -31,6 +32,20 @@ def compute_in(precision: Precision, device: torch.device) -> AbstractContextMan
     """Let layers compute in a recipe's precision: autocast where parameters are kept wider, else nothing."""
     mixed = precision in ("bfloat16", "float16")
     return torch.autocast(device.type, getattr(torch, precision)) if mixed else nullcontext()
+
+
+def check_precision(precision: Precision, device: torch.device) -> None:
+    """Try a convolution and a product in a recipe's precision, before a run begins.
+
+    Raises:
+        UserError: the device does not compute in it.
+    """
+    try:
+        with compute_in(precision, device):
+            features = F.conv2d(torch.ones(1, 8, 4, 4, device=device), torch.ones(8, 8, 3, 3, device=device))
+            F.linear(features.flatten(1), torch.ones(2, 32, device=device))
+    except RuntimeError as error:
+        raise UserError(f"precision is {precision}, in which {describe(device)} does not compute: {error}.") from error
 
 
 def describe(device: torch.device) -> str:

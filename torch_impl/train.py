@@ -20,7 +20,7 @@ from common.pipeline import Batch, batches, steps_per_epoch
 from common.recipes import Recipe
 from common.run import default_folder, open_or_create, write_manifest
 from torch_impl import checkpoint, weights
-from torch_impl.device import compute_in, describe, pick_device, to_device
+from torch_impl.device import check_precision, compute_in, describe, pick_device, to_device
 from torch_impl.dropout import StepKey, share_dropout
 from torch_impl.evaluate import evaluate
 from torch_impl.model import AlexNet, LeNet, build
@@ -149,6 +149,7 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
     if recipe.val_fraction:
         train, splits["val"] = train.hold_out(recipe.val_fraction, recipe.seed)
     steps, device = steps_per_epoch(train, recipe), pick_device(options.device)
+    check_precision(recipe.precision, device)
     state = init_state(recipe, arch, steps, device)
     fresh = start_weights(state, arch, options)
     run = open_or_create(options.out or default_folder(recipe, "torch"), recipe, "torch", resume=options.resume)

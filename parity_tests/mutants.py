@@ -34,7 +34,7 @@ import torch_impl.train
 from common.arch import ARCHS, Arch, ConvSpec, MaxPool
 from common.datasets import Dataset
 from common.pipeline import steps_per_epoch
-from common.recipes import Optimizer, Preprocess, Recipe, Schedule
+from common.recipes import Mix, Optimizer, Preprocess, Recipe, Schedule
 from flax_impl import convert
 from parity_tests.compare import Bounds, Difference, Mismatch, compare_run
 from parity_tests.material import first_batches, narrow, tiles
@@ -97,6 +97,7 @@ def subjects() -> dict[str, Subject]:
     adam = replace(base, optimizer=Optimizer(name="adam", lr=1e-3, weight_decay=5e-4))
     adamw = replace(base, optimizer=Optimizer(name="adamw", lr=1e-3))
     nesterov = replace(base, optimizer=replace(base.optimizer, nesterov=True))
+    everything, quick = with_everything(base), Schedule("cosine", warmup_epochs=0.5)
     clip = replace(base, optimizer=replace(base.optimizer, clip_norm=0.1))
     shrink = replace(base, preprocess=replace(base.preprocess, resize=20))
     lrn = replace(narrow(ARCHS["alexnet_lrn"]).adapt(height=67, width=67), name="lrn")
@@ -120,7 +121,20 @@ def subjects() -> dict[str, Subject]:
         "batch norm": Subject(base, replace(plain, convs=_with_norm(plain.convs)), data),
         "lrn": Subject(sized(base, lrn), lrn, large),
         "odd": Subject(sized(base, odd), odd, large),
+        "everything": Subject(replace(everything, schedule=quick), plain, data),
     }
+
+
+def with_everything(recipe: Recipe) -> Recipe:
+    """Crops, flips, colour noise, jitter, mixing, smoothing, micro-batches, warm-up and cosine at once."""
+    return replace(
+        recipe,
+        preprocess=replace(recipe.preprocess, brightness=0.3, contrast=0.3, saturation=0.3),
+        mix=Mix(mixup=0.2, cutmix=1.0),
+        label_smoothing=0.1,
+        accumulate=2,
+        schedule=Schedule("cosine", warmup_epochs=1, final=0.01),
+    )
 
 
 def _flatten_conv5(model: torch.nn.Module) -> None:
@@ -197,7 +211,7 @@ def draws_of_torch(**changes: Callable[[torch.Tensor], torch.Tensor]) -> Patch:
 
 def optimizer_of_torch(**changes: Any) -> Patch:
     """PyTorch builds its optimizer from other fields."""
-    return wrap(torch_impl.train, "build_optimizer", lambda f, spec, p: f(replace(spec, **changes), p))
+    return wrap(torch_impl.train, "build_optimizer", lambda f, spec, *rest: f(replace(spec, **changes), *rest))
 
 
 def layer_of_flax(kind: str, **changes: Any) -> Patch:
@@ -267,21 +281,21 @@ def _batch_norm_momentum(f: Any, **kwargs: Any) -> Any:
     return f(**{**kwargs, "momentum": 1 - kwargs["momentum"]})
 
 
-def _decay_last(f: Any, spec: Optimizer, rate: Any) -> Any:
+def _decay_last(f: Any, spec: Optimizer, rate: Any, *rest: Any) -> Any:
     return optax.chain(
         optax.sgd(1.0, spec.momentum), optax.add_decayed_weights(-spec.weight_decay), optax.scale_by_schedule(rate)
     )
 
 
-def _default_adamw(f: Any, spec: Optimizer, rate: Any) -> Any:
+def _default_adamw(f: Any, spec: Optimizer, rate: Any, *rest: Any) -> Any:
     return optax.adamw(rate, spec.beta1, spec.beta2, spec.eps)
 
 
-def _eps_in_root(f: Any, spec: Optimizer, rate: Any) -> Any:
+def _eps_in_root(f: Any, spec: Optimizer, rate: Any, *rest: Any) -> Any:
     return optax.adamw(rate, spec.beta1, spec.beta2, 0.0, eps_root=spec.eps**2, weight_decay=spec.weight_decay)
 
 
-def _no_bias_correction(f: Any, spec: Optimizer, rate: Any) -> Any:
+def _no_bias_correction(f: Any, spec: Optimizer, rate: Any, *rest: Any) -> Any:
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         mu = jax.tree.map(lambda g, m: 0.1 * g + 0.9 * m, updates, state.mu)
         nu = jax.tree.map(lambda g, v: 0.001 * g * g + 0.999 * v, updates, state.nu)
@@ -297,8 +311,8 @@ def _late_rate(f: Any, *args: Any) -> Any:
     return lambda count: rate(count + 1)
 
 
-def _rate_per_step(f: Any, optimizer: Any, spec: Schedule, steps: int) -> Any:
-    return f(optimizer, spec, 1)
+def _rate_per_step(f: Any, optimizer: Any, spec: Schedule, steps: int, epochs: int) -> Any:
+    return f(optimizer, spec, 1, epochs)
 
 
 def _smoothed(f: Any, logits: torch.Tensor, targets: torch.Tensor, **keywords: Any) -> torch.Tensor:
@@ -307,6 +321,16 @@ def _smoothed(f: Any, logits: torch.Tensor, targets: torch.Tensor, **keywords: A
 
 def _over_full_batch(f: Any, logits: torch.Tensor, targets: torch.Tensor, **keywords: Any) -> torch.Tensor:
     return f(logits, targets, **keywords) * len(logits) / 8
+
+
+def _weighed_alike(f: Any, state: Any, x: torch.Tensor, targets: torch.Tensor, row: int) -> Any:
+    micro, rows = state.recipe.micro_batch, len(x)
+    loss, logits = f(state, x, targets, row)
+    return loss * rows / (len(logits) * -(-rows // micro)), logits
+
+
+def _other_neighbour(f: Any, x: torch.Tensor, draws: dict[str, torch.Tensor]) -> torch.Tensor:
+    return f(x, draws | {"partner": draws["partner"].roll(-2)})
 
 
 def _in_float32(f: Any, self: Any, x: jax.Array) -> jax.Array:
@@ -383,6 +407,13 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("flips the other way", "draws", draws_of_torch(flip=torch.logical_not), "input", "images"),
     Mutant("crops off by one row", "draws", draws_of_torch(crop=lambda places: (places - 1).clamp(min=0)), "input", "images"),
     Mutant("colour noise with the other sign", "draws", draws_of_torch(pca=torch.neg), "input", "images"),
+    Mutant("a micro-batch with the first rows' masks", "accumulation", wrap(torch_impl.dropout, "bernoulli", lambda f, *args, **kwargs: f(*args, **{**kwargs, "first": 0})), "activation", "drop6", "everything"),
+    Mutant("micro-batches of a ragged batch weighed alike", "mean of means", wrap(torch_impl.train, "backward", _weighed_alike), "loss", "loss", "everything", step=3),
+    Mutant("mixed with the other neighbour", "mixing", wrap(torch_impl.train, "mix", _other_neighbour), "input", "images", "everything"),
+    Mutant("pixels mixed, labels not", "mixing", wrap(torch_impl.train, "soft_targets", lambda f, labels, draws, *rest: f(labels, {}, *rest)), "loss", "loss", "everything"),
+    Mutant("a cosine over one epoch more", "schedule", wrap(flax_impl.train, "build_schedule", lambda f, spec, base, steps, epochs: f(spec, base, steps, epochs + 1)), "parameter", ".*", "everything", step=3),
+    Mutant("biases decay on one side", "weight decay", optimizer_of_torch(decay_biases=False), "optimizer", r"momentum_buffer/.*bias", step=1),
+    Mutant("contrast before brightness", "jitter", draws_of_torch(jitter=lambda factors: factors[:, [1, 0, 2]]), "input", "images", "everything"),
     Mutant("another standard deviation", "preprocess", spec_of_flax(std=(0.247, 0.243, 0.262)), "input", "images"),
 )  # fmt: skip
 

@@ -29,7 +29,7 @@ from common.recipes import FineTune, LossScale, Mix, Optimizer, Precision, Recip
 from flax_impl.device import to_device
 from parity_tests.compare import Bounds, Report, compare_run
 from parity_tests.material import first_batches, narrow
-from parity_tests.mutants import Subject, subjects
+from parity_tests.mutants import Subject, subjects, with_everything
 from parity_tests.sides import make_pair, make_states
 from parity_tests.single_step import same_branches
 
@@ -37,25 +37,12 @@ STEPS, LONG = 10, 50
 BOUND = Bounds(1e-10)
 
 
-def _with_everything(recipe: Recipe) -> Recipe:
-    """Crops, flips, colour noise, jitter, mixing, smoothing, micro-batches, warm-up and cosine at once."""
-    spec = replace(recipe.preprocess, brightness=0.3, contrast=0.3, saturation=0.3)
-    return replace(
-        recipe,
-        preprocess=spec,
-        mix=Mix(mixup=0.2, cutmix=1.0),
-        label_smoothing=0.1,
-        accumulate=2,
-        schedule=Schedule("cosine", warmup_epochs=1, final=0.01),
-    )
-
-
 def _base() -> Recipe:
     return subjects()["plain"].recipe
 
 
 def _techniques() -> dict[str, Recipe]:
-    base, everything = _base(), _with_everything(_base())
+    base, everything = _base(), with_everything(_base())
     resized = replace(base.preprocess, random_resized_crop=True, pad=0, crop=32)
     nesterov = replace(base.optimizer, nesterov=True, decay_biases=False)
     adamw = Optimizer(name="adamw", lr=1e-3, weight_decay=0.1, decay_biases=False)
@@ -116,7 +103,7 @@ def test_ablations(name: str) -> None:
 @pytest.mark.usefixtures("x64")
 def test_everything_on_batch_norm() -> None:
     """Micro-batches are normalised each alone, and their statistics follow one another."""
-    _run(_with_everything(_base()), subjects()["batch norm"], STEPS, BOUND)
+    _run(with_everything(_base()), subjects()["batch norm"], STEPS, BOUND)
 
 
 @pytest.mark.usefixtures("x64")
@@ -127,7 +114,7 @@ def test_micro_batches_equal_one_large_batch(side: int) -> None:
     per_epoch = steps_per_epoch(subject.data, subject.recipe)
     runs = []
     for accumulate in (1, 4):
-        recipe = replace(_with_everything(subject.recipe), accumulate=accumulate)
+        recipe = replace(with_everything(subject.recipe), accumulate=accumulate)
         watched = make_pair(recipe, subject.arch, per_epoch)[side]
         runs.append([watched.step(batch) for batch in first_batches(subject.data, recipe, per_epoch)])
     for one, other in zip(*runs, strict=True):
@@ -303,7 +290,7 @@ def test_mixing_is_what_the_papers_say() -> None:
 
 def test_nothing_is_mixed_or_jittered_in_evaluation() -> None:
     subject = subjects()["plain"]
-    batch = next(batches(subject.data, _with_everything(subject.recipe), 0, train=False))
+    batch = next(batches(subject.data, with_everything(subject.recipe), 0, train=False))
     assert batch.draws.keys() == {"crop"}
 
 

@@ -23,6 +23,7 @@ from torch_impl import checkpoint, weights
 from torch_impl.device import check_precision, compute_in, describe, pick_device, to_device
 from torch_impl.dropout import StepKey, share_dropout
 from torch_impl.evaluate import evaluate
+from torch_impl.init import initialize
 from torch_impl.model import AlexNet, LeNet, build
 from torch_impl.optim import build_optimizer, build_scaler, build_schedule, clip_gradients
 from torch_impl.preprocess import mix, preprocess, soft_targets
@@ -41,11 +42,6 @@ class TrainState:
     freeze_steps: int
     step: int = 0
 
-    def backbone(self) -> list[Parameter]:
-        """The parameters that a fine-tuning recipe may freeze."""
-        head = self.recipe.head_layers(self.model.arch)
-        return [p for name, p in self.model.named_parameters() if name.split(".")[0] not in head]
-
 
 def init_state(recipe: Recipe, arch: Arch, steps: int, device: torch.device) -> TrainState:
     """Fresh parameters, optimizer and schedule.
@@ -56,21 +52,22 @@ def init_state(recipe: Recipe, arch: Arch, steps: int, device: torch.device) -> 
         steps: in one epoch.
         device: to train on.
     """
-    from torch_impl.init import initialize
-
     model = build(arch)
     initialize(model, get_init(recipe.init), recipe.seed)
     dropout = share_dropout(model, arch.feature_size, recipe.seed)
     dtype = getattr(torch, recipe.param_dtype)
     model.to(device, dtype).to(memory_format=torch.channels_last)  # the batches arrive channels last: no copies
     tune = recipe.finetune
-    parts: dict[bool, list[Parameter]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        parts[name.split(".")[0] in recipe.head_layers(arch)].append(parameter)
-    optimizer = build_optimizer(recipe.optimizer, parts[True], parts[False], tune.backbone_lr)
+    optimizer = build_optimizer(recipe.optimizer, *_head_and_backbone(model, recipe), tune.backbone_lr)
     schedule = build_schedule(optimizer, recipe.schedule, steps, recipe.epochs)
     scaler = build_scaler(recipe.loss_scale, recipe.precision, device)
     return TrainState(model, optimizer, schedule, scaler, dropout, recipe, tune.freeze_epochs * steps)
+
+
+def _head_and_backbone(model: AlexNet | LeNet, recipe: Recipe) -> tuple[list[Parameter], list[Parameter]]:
+    layers, named = recipe.head_layers(model.arch), list(model.named_parameters())
+    head = [parameter for name, parameter in named if name.split(".")[0] in layers]
+    return head, [parameter for name, parameter in named if name.split(".")[0] not in layers]
 
 
 def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
@@ -83,7 +80,7 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
     images, labels, draws = to_device(batch, parameter.device)
     state.model.train().requires_grad_(True)
     if state.schedule.last_epoch < state.freeze_steps:
-        for frozen in state.backbone():
+        for frozen in _head_and_backbone(state.model, state.recipe)[1]:
             frozen.requires_grad_(False)
     x = mix(preprocess(images, draws, state.recipe.preprocess, parameter.dtype), draws)
     targets = soft_targets(labels, draws, state.model.arch.classes, parameter.dtype)

@@ -8,6 +8,7 @@ names of its classes and how images become its input. torchvision's names are un
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -83,9 +84,15 @@ def shapes(arch: Arch) -> dict[str, tuple[int, ...]]:
 
 
 def rename(names: Iterable[str]) -> dict[str, str]:
-    """Map each name to ours: torchvision's are translated, others stay."""
+    """Map each name to ours: torchvision's are translated, others stay.
+
+    Raises:
+        UserError: a name is not a text.
+    """
     table = {}
     for name in names:
+        if not isinstance(name, str):
+            raise UserError(f"Tensors go by names such as conv1.conv.weight; {name!r} is none.")
         layer, _, part = name.rpartition(".")
         table[name] = f"{TORCHVISION_LAYERS[layer]}.{part}" if layer in TORCHVISION_LAYERS else name
     return table
@@ -116,7 +123,8 @@ def check(state: Mapping[str, Any], arch: Arch, where: str) -> Tensors:
         The tensors under our names, in the order of the layers. PyTorch's batch counters are left out.
 
     Raises:
-        UserError: lists every missing, unknown, mis-shaped and non-finite tensor.
+        UserError: lists every tensor that is missing, unknown, mis-shaped, there twice, not floating-point or not
+            finite.
     """
     return _accept(state, shapes(arch), arch, where)
 
@@ -142,8 +150,8 @@ def backbone(state: Mapping[str, Any], arch: Arch) -> dict[str, Any]:
 def fit_classes(state: Mapping[str, Any], arch: Arch) -> Arch:
     """`arch` with as many classes as the last layer in `state` has rows; as it is if there is no last layer."""
     *_, (last, _) = arch.named_dense()
-    sizes = [len(array) for name, array in state.items() if rename([name])[name] == f"{last}.bias"]
-    return arch.adapt(classes=sizes[0]) if sizes else arch
+    sizes = [np.shape(state[name]) for name, ours in rename(state).items() if ours == f"{last}.bias"]
+    return arch.adapt(classes=sizes[0][0]) if sizes and sizes[0] else arch
 
 
 def check_optimizer(state: OptimizerState, wanted: OptimizerState) -> None:
@@ -183,17 +191,43 @@ def check_partial(state: Mapping[str, Any], arch: Arch, where: str) -> Loaded:
 
 def _accept(state: Mapping[str, Any], wanted: dict[str, tuple[int, ...]], arch: Arch, where: str) -> Tensors:
     ours = rename(state)
-    tensors = {ours[name]: np.asarray(array) for name, array in state.items() if not name.endswith(COUNTER)}
-    problems = [f"{name} {shape} is missing" for name, shape in wanted.items() if name not in tensors]
-    problems += [f"{name} {array.shape} is unknown" for name, array in tensors.items() if name not in wanted]
-    for name in wanted.keys() & tensors.keys():
-        if tensors[name].shape != wanted[name]:
-            problems.append(f"{name} is {tensors[name].shape}, not {wanted[name]}")
-        elif not np.isfinite(tensors[name]).all():
-            problems.append(f"{name} holds NaN or infinity")
+    counters = {f"{name}.norm.{COUNTER}" for name, conv in arch.named_convs() if conv.norm}
+    times = Counter(ours.values())
+    problems = [f"{name} is there twice, under two names" for name, count in times.items() if count > 1]
+    problems += [f"{name} {shape} is missing" for name, shape in wanted.items() if name not in times]
+    tensors: Tensors = {}
+    for given, value in state.items():
+        name = ours[given]
+        if name in counters:
+            continue
+        if name not in wanted:
+            problems.append(f"{name} {tuple(np.shape(value))} is unknown")
+        elif problem := _take(value, wanted[name], tensors, name):
+            problems.append(f"{name} {problem}")
     if problems:
-        raise UserError(f"{where} does not fit {arch.name} with {arch.classes} classes: {'; '.join(sorted(problems))}.")
+        wrapped = bool(state) and all(name.startswith("module.") for name in state)
+        hint = " The names begin with 'module.', which DataParallel puts there: strip it." * wrapped
+        fault = "; ".join(sorted(problems))
+        raise UserError(f"{where} does not fit {arch.name} with {arch.classes} classes: {fault}.{hint}")
     return {name: tensors[name] for name in wanted}
+
+
+def _take(value: Any, shape: tuple[int, ...], tensors: Tensors, name: str) -> str:
+    """Put a value among the tensors, or say what is wrong with it."""
+    if hasattr(value, "detach"):
+        value = value.detach()  # PyTorch's, of a model in training
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        return f"cannot become a numpy array ({str(error).splitlines()[0].rstrip('.')})"
+    if array.shape != shape:
+        return f"is {array.shape}, not {shape}"
+    if array.dtype.kind != "f":
+        return f"is {array.dtype}; float16, float32 and float64 are taken"
+    if not np.isfinite(array).all():
+        return "holds NaN or infinity"
+    tensors[name] = array
+    return ""
 
 
 def pretrained_path() -> Path:
@@ -220,29 +254,55 @@ def write(
         preprocess: how images become the model's input; goes into the metadata where it is given.
 
     Raises:
-        UserError: there are class names, but not one for each class.
+        UserError: there are class names, but not one for each class, or the file cannot be written.
     """
-    from safetensors.numpy import save_file
-
     metadata = {"arch": json.dumps(to_dict(arch)), COUNTER: str(batches_tracked)}
     if class_names:
         _check_names(class_names, arch, str(path))
         metadata["class_names"] = json.dumps(list(class_names))
     if preprocess:
         metadata["preprocess"] = json.dumps(to_dict(preprocess))
-    part = path.with_name(path.name + ".part")
+    check_destination(path)
     # safetensors writes the memory as it lies: a transposed view must be copied first.
-    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, part, metadata)
-    part.replace(path)
+    _write(path, {name: np.asarray(array, order="C") for name, array in tensors.items()}, metadata)
 
 
-def read(path: Path) -> tuple[Tensors, dict[str, str]]:
+def check_destination(path: Path) -> None:
+    """Make the folder of a file that is going to be written.
+
+    Raises:
+        UserError: it cannot be a .safetensors file, or its folder cannot be made.
+    """
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path} must end in .safetensors, the format that both frameworks open.")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot make the folder {path.parent}: {error.strerror}.") from error
+
+
+def _write(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    part = path.with_name(path.name + ".part")
+    try:
+        save_file(tensors, part, metadata)
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise UserError(f"Cannot write {path}: {error}.") from error
+
+
+def read(path: Path | str) -> tuple[Tensors, dict[str, str]]:
     """Read the tensors and metadata of a .safetensors file.
 
     Raises:
         UserError: no such file, or it is truncated, corrupt or of another format.
     """
-    with _opened(path) as file:
+    with _opened(Path(path)) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 
@@ -266,23 +326,56 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="numpy") as file:
             yield file
-    except (SafetensorError, OSError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} is not a readable .safetensors file: {error}. A .pth file is converted by "
-            f"`python -m torch_impl.weights SOURCE DEST.safetensors`."
-        ) from error
+    except (SafetensorError, OSError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(_unreadable(path, error)) from error
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    with path.open("rb") as file:
+        head = file.read(9)
+    if is_pth(head):
+        return (
+            f"{path} is a file that torch.save wrote, whatever its name says. Convert it: name it .pth, then "
+            f"`python -m torch_impl.weights SOURCE.pth DEST.safetensors`."
+        )
+    if head[8:] == b"{":  # a header's length, then JSON: another dtype than numpy's, or cut off further down
+        return f"{path} is not a readable .safetensors file: {error}. float16, float32 and float64 are taken."
+    return f"{path} is not a readable .safetensors file: {'it is cut short' if head else 'it is empty'}, or another's."
+
+
+def is_pth(head: bytes) -> bool:
+    """Whether a file that begins so may be one that torch.save wrote: a zip archive, or a bare pickle of before 1.6."""
+    return head.startswith((b"PK\x03\x04", b"\x80\x02"))
+
+
+def read_for(path: Path | str, arch: Arch) -> Tensors:
+    """Read the tensors of a .safetensors file for a network.
+
+    Raises:
+        UserError: as `read`, or the file says that it holds another network.
+    """
+    tensors, metadata = read(path)
+    if "arch" in metadata:
+        held = read_arch(metadata, str(path))
+        if (held.convs, held.adaptive_pool, held.activation) != (arch.convs, arch.adaptive_pool, arch.activation):
+            raise UserError(
+                f"{path} holds {held.name}, whose blocks, pools or activation are not those of {arch.name}."
+            )
+    return tensors
 
 
 def read_arch(metadata: Mapping[str, str], where: str) -> Arch:
     """The architecture that a file of ours carries.
 
     Raises:
-        UserError: it carries none.
+        UserError: it carries none, or a damaged one.
     """
+    if "arch" not in metadata:
+        raise UserError(f"{where} does not say which architecture it holds.")
     try:
         fields = json.loads(metadata["arch"])
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{where} does not say which architecture it holds.") from error
+    except ValueError as error:
+        raise UserError(f"{where} has an architecture that is not valid JSON: {error}.") from error
     return from_dict(fields, Arch, where)
 
 

@@ -180,18 +180,17 @@ def save(path: Path, variables: Mapping[str, Any], arch: Arch, batches_tracked: 
     exchange.write(path, to_torch(variables, arch), arch, batches_tracked, **about)
 
 
-def load(path: Path, arch: Arch) -> dict[str, Any]:
+def load(path: Path | str, arch: Arch) -> dict[str, Any]:
     """Read variables of `arch` from a .safetensors file, ours or with torchvision's names.
 
     Raises:
-        UserError: the file cannot be read, or does not hold exactly these tensors.
+        UserError: the file cannot be read, holds another network, or not exactly these tensors.
     """
-    tensors, _ = exchange.read(path)
-    return from_torch(exchange.check(tensors, arch, str(path)), arch)
+    return from_torch(exchange.check(exchange.read_for(path, arch), arch, str(path)), arch)
 
 
 def load_partial(
-    path: Path, variables: dict[str, Any], arch: Arch, *, backbone: bool = False
+    path: Path | str, variables: dict[str, Any], arch: Arch, *, backbone: bool = False
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Start from a file: a whole network, one with another last layer, or a backbone alone.
 
@@ -207,7 +206,7 @@ def load_partial(
     Raises:
         UserError: the file cannot be read, or more is missing than the classifier.
     """
-    if path.suffix != ".safetensors":
+    if Path(path).suffix != ".safetensors":
         raise UserError(f"Flax reads .safetensors only. Convert: python -m torch_impl.weights {path} DEST.safetensors")
     state, _ = exchange.read(path)
     loaded = exchange.check_partial(exchange.backbone(state, arch) if backbone else state, arch, str(path))
@@ -291,6 +290,9 @@ def main() -> None:
     from flax_impl.checkpoint import load_variables
 
     command = tyro.cli(_Command, prog="python -m flax_impl.convert")
+    exchange.check_destination(command.dest)
+    if command.source.suffix in (".pth", ".pt"):
+        raise UserError(f"{command.source} is PyTorch's: python -m torch_impl.weights {command.source} {command.dest}")
     if command.source.suffix == ".safetensors":
         given, metadata = exchange.read(command.source)
         arch = exchange.read_arch(metadata, str(command.source))

@@ -14,9 +14,11 @@ Trace = Mapping[str, Mapping[str, Array]]
 _EXACT = 1e-6  # residual, relative, below which a hypothesis explains a difference
 
 
-def likely_cause(phase: str, tensor: str, left: Trace, right: Trace) -> str:
+def likely_cause(phase: str, tensor: str, left: Trace, right: Trace, names: tuple[str, str] = ("left", "right")) -> str:
     """One sentence on the likely cause of a difference in `tensor`, given that everything before it agrees."""
-    a, b = left[phase][tensor].astype(np.float64), right[phase][tensor].astype(np.float64)
+    if phase == "batch":
+        return _PHASE_HINTS[phase]
+    a, b = as_float64(left[phase][tensor]), as_float64(right[phase][tensor])
     rules: tuple[Callable[[], str], ...] = (
         lambda: _masks(tensor, a, b),
         lambda: _mirrored(phase, a, b),
@@ -24,7 +26,7 @@ def likely_cause(phase: str, tensor: str, left: Trace, right: Trace) -> str:
         lambda: _decay(phase, tensor, a, b, left),
         lambda: _rate(phase, tensor, a, b, left),
         lambda: _shifted(a, b),
-        lambda: _scaled(phase, a, b),
+        lambda: _scaled(phase, a, b, names),
         lambda: _precision(phase, a, b),
     )
     for rule in rules:
@@ -33,13 +35,21 @@ def likely_cause(phase: str, tensor: str, left: Trace, right: Trace) -> str:
     return _PHASE_HINTS.get(phase, "")
 
 
+def as_float64(values: Array) -> Array:
+    """Numbers of any kind as float64, a complex one as its two parts."""
+    if values.dtype.kind == "c":
+        values = np.stack([values.real, values.imag], -1)
+    return values.astype(np.float64)
+
+
 def _masks(tensor: str, a: Array, b: Array) -> str:
-    if "drop" not in tensor:
-        return ""
     differ = float(np.mean((a == 0) != (b == 0)))
-    return f"{differ:.1%} of the zeros are in other places: other dropout masks (key, step, path or order)." * (
-        differ > 0
-    )
+    if "drop" not in tensor or not differ:
+        return ""
+    shares, spread = (float(np.mean(a == 0)), float(np.mean(b == 0))), 0.5 / np.sqrt(a.size)
+    if abs(shares[0] - shares[1]) > 6 * spread:
+        return f"{shares[0]:.1%} against {shares[1]:.1%} are zero: another dropout rate."
+    return f"{differ:.1%} of the zeros are in other places: other dropout masks (key, step, path or order)."
 
 
 def _mirrored(phase: str, a: Array, b: Array) -> str:
@@ -93,12 +103,12 @@ def _shifted(a: Array, b: Array) -> str:
     return f"The difference is everywhere {difference.flat[0]:.3g}: a bias or a mean." * bool(constant)
 
 
-def _scaled(phase: str, a: Array, b: Array) -> str:
+def _scaled(phase: str, a: Array, b: Array, names: tuple[str, str]) -> str:
     if not _multiple(b - a, a, 1e-2):
         return ""
     factor = float((a * b).sum() / (a * a).sum())
     hint = {"loss": ": the reduction (mean, sum, label smoothing)", "statistic": ": momentum, or n / (n - 1)"}
-    return f"The right side is {factor:.6g} times the left{hint.get(phase, '')}."
+    return f"{names[1]} has {factor:.6g} times what {names[0]} has{hint.get(phase, '')}."
 
 
 def _precision(phase: str, a: Array, b: Array) -> str:

@@ -2,7 +2,7 @@
 
 A `Side` trains on one batch and tells everything on the way; `compare_run` sets two sides against each other, phase by
 phase in the order in which a step computes them. `parity_tests.sides` has the sides for this project. For a pair of
-models of your own, write two classes with a `step` method that returns a `Trace` in one common layout.
+models of your own, write two classes with a `name` and a `step` method that returns a `Trace` in one common layout.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from parity_tests.causes import likely_cause
+from parity_tests.causes import as_float64, likely_cause
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 Trace = Mapping[str, Tensors]
@@ -37,7 +37,8 @@ class Side(Protocol):
 
         Returns:
             For each of `PHASES` (or fewer, but the same ones on both sides) tensors by name, as numpy arrays of one
-            layout for both sides. `parameter` and `optimizer` are those after the step.
+            layout for both sides. `parameter` and `optimizer` are those after the step. A `loss` called "loss", a
+            single number, also goes into the report's `losses`.
         """
 
 
@@ -53,12 +54,23 @@ class Bounds:
             largest magnitude on either side. `ulp`: the same in units in the last place of that scale. `norm`: the
             Euclidean norm of the difference over the larger norm of the two, for arithmetic so coarse that single
             elements say little.
+
+    Raises:
+        ValueError: a bound is negative or NaN, or there is no such phase or unit.
     """
 
     default: float
     phase: Mapping[str, float] = field(default_factory=dict)
     floor: float = 1e-300
     unit: Unit = "relative"
+
+    def __post_init__(self) -> None:
+        if self.unit not in get_args(Unit):
+            raise ValueError(f"There is no unit {self.unit!r}; known: {', '.join(get_args(Unit))}.")
+        if unknown := [phase for phase in self.phase if phase not in PHASES]:
+            raise ValueError(f"There is no phase {unknown[0]!r}; known: {', '.join(PHASES)}.")
+        if not all(bound >= 0 for bound in (self.default, *self.phase.values())):
+            raise ValueError(f"A bound must be zero or more: {self}.")
 
     def of(self, phase: str) -> float:
         """The bound of a phase."""
@@ -102,8 +114,11 @@ class Difference:
         return not self.cause and self.size <= self.bound
 
     def __str__(self) -> str:
+        place = f"step {self.step}, {self.phase}" + f", {self.tensor}" * bool(self.tensor)
+        if np.isnan(self.absolute):
+            return f"{place}: {self.cause}"
         return (
-            f"step {self.step}, {self.phase}, {self.tensor}: absolute {self.absolute:.3g}, "
+            f"{place}: absolute {self.absolute:.3g}, "
             f"relative {self.relative:.3g}, {self.ulp:.3g} ULP, norm {self.norm:.3g} "
             f"(bound {self.bound:.3g} {self.unit}). {self.cause}"
         )
@@ -131,8 +146,15 @@ class Report:
             self.worst[key] = difference
 
     def largest(self, phase: str | None = None) -> Difference:
-        """The largest difference of a phase, or of all."""
-        return max((d for d in self.worst.values() if phase in (None, d.phase)), key=lambda d: d.size)
+        """The largest difference of a phase, or of all.
+
+        Raises:
+            ValueError: nothing was compared there.
+        """
+        found = [difference for difference in self.worst.values() if phase in (None, difference.phase)]
+        if not found:
+            raise ValueError(f"Nothing was compared{f' in the phase {phase!r}' if phase else ''}.")
+        return max(found, key=lambda difference: difference.size)
 
     def phases(self) -> list[str]:
         """The phases that were compared, in order."""
@@ -153,17 +175,20 @@ def compare_run(
         How close they were.
 
     Raises:
-        Mismatch: at the first step, phase and tensor that differ by more, or are not finite, or are missing.
+        Mismatch: at the first step, phase and tensor that differ by more, or are not finite, or are missing; or nothing
+            was compared.
+        TypeError, ValueError: what a side returns is no `Trace`.
     """
-    report = Report()
-    for step, (ours, theirs) in enumerate(zip_longest(left_batches, right_batches)):
-        if ours is None or theirs is None:
-            shorter = left.name if ours is None else right.name
-            raise Mismatch(left.name, right.name, _odd(step, "batch", "", f"{shorter} has no batch left."))
+    report, names, end = Report(), (left.name, right.name), object()
+    for step, (ours, theirs) in enumerate(zip_longest(left_batches, right_batches, fillvalue=end)):
+        if end in (ours, theirs):
+            raise Mismatch(*names, _odd(step, "batch", "", f"{names[theirs is end]} has no batch left."))
         one, other = left.step(ours), right.step(theirs)
-        compare_traces(one, other, step, bounds, (left.name, right.name), report)
-        if "loss" in one:
-            report.losses.append((float(one["loss"]["loss"]), float(other["loss"]["loss"])))
+        compare_traces(one, other, step, bounds, names, report)
+        if "loss" in one.get("loss", {}):
+            report.losses.append((one["loss"]["loss"].item(), other["loss"]["loss"].item()))
+    if not report.worst:
+        raise Mismatch(*names, _odd(0, "batch", "", "There is no batch, so nothing was compared."))
     return report
 
 
@@ -178,44 +203,71 @@ def compare_traces(
     """Assert that two traces of one step agree.
 
     Raises:
-        Mismatch: as `compare_run`.
+        Mismatch, TypeError, ValueError: as `compare_run`.
     """
     report = report or Report()
+    _check_trace(left, names[0])
+    _check_trace(right, names[1])
+    if not any(left.values()) and not any(right.values()):
+        raise Mismatch(*names, _odd(step, PHASES[0], "", "Neither shows a tensor, so nothing was compared."))
     for phase in PHASES:
         ours, theirs = left.get(phase, {}), right.get(phase, {})
         for tensor in [*ours, *(name for name in theirs if name not in ours)]:
             if tensor not in ours or tensor not in theirs:
                 absent = names[0] if tensor not in ours else names[1]
                 raise Mismatch(*names, _odd(step, phase, tensor, f"{absent} has no such tensor."))
-            difference = measure(ours[tensor], theirs[tensor], step, phase, tensor, bounds)
+            difference = measure(ours[tensor], theirs[tensor], step, phase, tensor, bounds, names)
             if not difference.within:
-                cause = difference.cause or likely_cause(phase, tensor, left, right)
+                cause = difference.cause or likely_cause(phase, tensor, left, right, names)
                 raise Mismatch(*names, Difference(**{**vars(difference), "cause": cause}))
             report.add(difference)
     return report
 
 
+def _check_trace(trace: Any, name: str) -> None:
+    if not isinstance(trace, Mapping) or not all(isinstance(tensors, Mapping) for tensors in trace.values()):
+        raise TypeError(f"{name}: a trace must be a mapping of phases to mappings of tensors by name.")
+    if unknown := [phase for phase in trace if phase not in PHASES]:
+        raise ValueError(f"{name}: its trace has a phase {unknown[0]!r}; known: {', '.join(PHASES)}.")
+    for phase, tensors in trace.items():
+        for tensor, values in tensors.items():
+            if not isinstance(values, np.ndarray | np.generic):
+                kind = type(values).__name__
+                raise TypeError(f"{name}: {phase}, {tensor} is of type {kind}; make it a numpy array.")
+    if np.size(trace.get("loss", {}).get("loss", 0.0)) != 1:
+        raise ValueError(f"{name}: the loss called 'loss' must be one number; name those of single examples otherwise.")
+
+
 def measure(
-    left: npt.NDArray[Any], right: npt.NDArray[Any], step: int, phase: str, tensor: str, bounds: Bounds
+    left: npt.NDArray[Any],
+    right: npt.NDArray[Any],
+    step: int,
+    phase: str,
+    tensor: str,
+    bounds: Bounds,
+    names: tuple[str, str] = ("left", "right"),
 ) -> Difference:
     """The difference of two tensors; `cause` is set where they cannot be compared."""
     bound = bounds.of(phase)
     if left.shape != right.shape:
-        return _odd(step, phase, tensor, f"Shapes {left.shape} and {right.shape}.")
-    if is_float(left.dtype) and left.dtype != right.dtype:
-        return _odd(step, phase, tensor, f"Dtypes {left.dtype} and {right.dtype}: a promotion or a cast on one side.")
-    unit = float(ml_dtypes.finfo(left.dtype).eps) if is_float(left.dtype) else 0.0
-    left, right = left.astype(np.float64), right.astype(np.float64)
-    for side, values in (("left", left), ("right", right)):
+        return _odd(step, phase, tensor, f"{names[0]} has the shape {left.shape}, {names[1]} {right.shape}.")
+    if left.dtype != right.dtype and not (left.dtype.kind in "iu" and right.dtype.kind in "iu"):
+        cause = f"{names[0]} has {left.dtype}, {names[1]} {right.dtype}: a promotion or a cast on one side."
+        return _odd(step, phase, tensor, cause)
+    equal = np.array_equal(left, right)  # also where 64-bit integers do not fit into a float64
+    real = left.real.dtype
+    unit = float(ml_dtypes.finfo(real).eps) if is_float(real) else 0.0
+    left, right = as_float64(left), as_float64(right)
+    for name, values in zip(names, (left, right), strict=True):
         if not np.isfinite(values).all():
-            return _odd(step, phase, tensor, f"The {side} side holds NaN or infinity.")
+            return _odd(step, phase, tensor, f"{name} holds NaN or infinity.")
     if not left.size:
         return Difference(step, phase, tensor, 0.0, 0.0, 0.0, 0.0, bound, bounds.unit)
-    absolute = float(np.abs(left - right).max())
+    absolute = float(np.abs(left - right).max()) or float(not equal)
     scale = max(float(np.abs(left).max()), float(np.abs(right).max()), bounds.floor)
     last_place = unit * 2.0 ** np.floor(np.log2(scale)) or 1.0
     apart, *lengths = (float(np.linalg.norm(values)) for values in (left - right, left, right))
-    norm = apart / max(*lengths, bounds.floor)
+    norm = max(apart, absolute) / max(*lengths, bounds.floor)
     return Difference(step, phase, tensor, absolute, absolute / scale, absolute / last_place, norm, bound, bounds.unit)
 
 

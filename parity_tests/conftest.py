@@ -23,6 +23,14 @@ def _imports_stay() -> None:
     gc.freeze()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _drop_compiled() -> Iterator[None]:
+    """Each of XLA's functions keeps a few memory mappings; a process that reaches the kernel's 65,530 is killed."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+
+
 @pytest.fixture(autouse=True)
 def _leave_no_trace() -> Iterator[None]:
     """Drop networks in reference cycles, and the x64 mode that a float64 run switches on for its whole process."""

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 from unittest import mock
 
 import flax.linen as nn
@@ -22,6 +22,7 @@ import numpy as np
 import optax
 import torch
 import torch.nn.functional as F
+import tyro
 
 import flax_impl.layers
 import flax_impl.model
@@ -32,7 +33,9 @@ import torch_impl.model
 import torch_impl.optim
 import torch_impl.train
 from common.arch import ARCHS, Arch, ConvSpec, MaxPool
+from common.cli import guard
 from common.datasets import Dataset
+from common.errors import UserError
 from common.pipeline import steps_per_epoch
 from common.recipes import Mix, Optimizer, Preprocess, Recipe, Schedule
 from flax_impl import convert
@@ -418,17 +421,35 @@ MUTANTS: tuple[Mutant, ...] = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Options:
+    """Plant every fault, and print where the comparer finds it.
+
+    Attributes:
+        words: only the faults whose names hold these words.
+    """
+
+    words: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+
+
 def main() -> None:
-    """Run every mutant, or those whose names hold the words given, and print the table; exit 1 if one survives."""
+    """Run the mutants and print the table; exit 1 if one survives.
+
+    Raises:
+        UserError: no mutant has such a name.
+    """
     from rich.console import Console
     from rich.progress import track
     from rich.table import Table
 
-    words = " ".join(sys.argv[1:]).lower()
+    words = " ".join(tyro.cli(Options, prog="python -m parity_tests.mutants").words).lower()
     table = Table(title="Planted faults")
     for column in ("fault", "stands for", "found at", "likely cause, as reported", "caught"):
         table.add_column(column)
     chosen = [mutant for mutant in MUTANTS if words in mutant.name.lower()]
+    if not chosen:
+        names = "\n  ".join(mutant.name for mutant in MUTANTS)
+        raise UserError(f"No fault has {words!r} in its name. There are:\n  {names}")
     console = Console(stderr=True)
     survivors = 0
     with jax.enable_x64(True):
@@ -444,4 +465,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guard(main)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import tyro
@@ -21,7 +21,7 @@ from rich.table import Table
 
 from common.arch import ARCHS
 from common.cli import guard
-from common.errors import lookup
+from common.errors import UserError, lookup
 from common.recipes import RECIPES, Precision
 from common.run import package_versions, write_json, write_text
 from parity_tests import curves
@@ -46,7 +46,7 @@ class Options:
 
     arch: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     out: Path = RESULTS
-    device: str = "cpu"
+    device: Literal["cpu", "gpu"] = "cpu"
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,10 @@ def cells(row: Row) -> tuple[str, ...]:
 def main() -> None:
     """Measure, print and write the table; exit 1 if anything differs."""
     options = tyro.cli(Options, prog="parity")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {options.out}: no folder can be made there: {error.strerror}.") from error
     rows = measure(options)
     device, versions = describe(pick_device(options.device)), package_versions()
     table = Table(title=f"PyTorch and Flax on {device}")
@@ -137,7 +141,6 @@ def main() -> None:
         table.add_row(*cells(row))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     path = options.out / f"parity-{options.device}.json"
-    options.out.mkdir(parents=True, exist_ok=True)
     verdicts = [asdict(row) | {"verdict": row.verdict} for row in rows]
     write_json(path, {"device": device, "versions": versions, "rows": verdicts})
     lines = [COLUMNS, ("---",) * len(COLUMNS), *(cells(row) for row in rows)]

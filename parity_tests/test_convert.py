@@ -142,7 +142,19 @@ def _poisoned(state: Any) -> Any:
     return state
 
 
+def _twice(state: Any) -> Any:
+    return state | {"features.0.weight": state["conv1.conv.weight"]}
+
+
+def _to_int8(state: Any) -> Any:
+    return state | {"fc7.bias": state["fc7.bias"].astype(np.int8)}
+
+
 WRONG = {
+    "twice": (_twice, r"conv1\.conv\.weight is there twice"),
+    "integers": (_to_int8, r"fc7\.bias is int8; float16, float32 and float64 are taken"),
+    "a counter of another layer": (lambda s: s | {"fc7.num_batches_tracked": np.zeros(3)}, r"fc7\.num_.* is unknown"),
+    "a single number": (lambda s: s | {"fc8.bias": np.array(1, np.float32)}, r"fc8\.bias is \(\), not \(5,\)"),
     "missing": (_without, r"fc7\.bias \(64,\) is missing"),
     "unknown": (lambda s: s | {"fc9.bias": np.zeros(3)}, r"fc9\.bias \(3,\) is unknown"),
     "transposed": (lambda s: s | {"fc6.weight": s["fc6.weight"].T}, r"fc6\.weight is \(1152, 64\), not \(64, 1152\)"),
@@ -156,6 +168,8 @@ WRONG = {
 @pytest.mark.parametrize("side", ["from_torch", "to_torch", "safetensors to Flax", "safetensors to PyTorch"])
 def test_what_does_not_fit_is_refused_whole(fault: str, side: str, tmp_path: Path) -> None:
     change, message = WRONG[fault]
+    if side == "to_torch" and fault in ("twice", "a counter of another layer"):
+        return  # a tree has neither
     state = change(_state(SMALL))
     model = torch_impl.build(SMALL)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -192,9 +206,60 @@ def _broken_variables(variables: dict[str, Any], fault: str) -> dict[str, Any]:
             params["conv1"]["conv"]["kernel"] = params["conv1"]["conv"]["kernel"].ravel()
         case "NaN":
             stats["conv2"]["norm"]["var"][0] = np.nan
+        case "integers":
+            params["fc7"]["bias"] = params["fc7"]["bias"].astype(np.int8)
+        case "a single number":
+            params["fc8"]["bias"] = np.float32(1)
         case "other classes":
             params["fc8"] = {"kernel": np.zeros((64, 9)), "bias": np.zeros(9)}
     return variables
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.to_sparse(), "fc7.bias cannot become a numpy array"),
+        (lambda t: t.to("meta"), "fc7.bias cannot become a numpy array"),
+        (lambda t: t.bfloat16(), "fc7.bias cannot become a numpy array .*BFloat16"),
+        (lambda t: t.to(torch.complex64), "fc7.bias is complex64"),
+    ],
+)
+def test_tensors_that_numpy_cannot_hold_are_named(change: Any, message: str) -> None:
+    state = dict(torch_impl.build(SMALL).state_dict())
+    state["fc7.bias"] = change(state["fc7.bias"])
+    with pytest.raises(UserError, match=message):
+        convert.from_torch(state, SMALL)
+
+
+def test_a_model_in_training_converts() -> None:
+    arch = narrow(ARCHS["alexnet_cifar"])
+    parameters = dict(torch_impl.build(arch).named_parameters())
+    variables = convert.from_torch(parameters, arch)
+    np.testing.assert_array_equal(variables["params"]["fc8"]["bias"], parameters["fc8.bias"].detach().numpy())
+
+
+def test_names_are_texts_and_wrappers_are_explained() -> None:
+    state: dict[Any, Any] = _state(SMALL)
+    with pytest.raises(UserError, match="7 is none"):
+        convert.from_torch(state | {7: np.zeros(3)}, SMALL)
+    with pytest.raises(UserError, match="DataParallel"):
+        convert.from_torch({f"module.{name}": array for name, array in state.items()}, SMALL)
+
+
+LOADERS = {
+    "flax": lambda path: convert.load(path, SMALL),
+    "torch": lambda path: weights.load(path, torch_impl.build(SMALL), SMALL),
+}
+
+
+@pytest.mark.parametrize("load", LOADERS)
+def test_a_file_of_another_network_with_equal_shapes_is_refused(load: str, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    tanh = replace(SMALL, name="tanh", activation="tanh")
+    exchange.write(tmp_path / "tanh.safetensors", _state(tanh), tanh)
+    with pytest.raises(UserError, match="holds tanh, whose blocks, pools or activation"):
+        LOADERS[load](tmp_path / "tanh.safetensors")
 
 
 @pytest.mark.parametrize("cut", [0, 7, 100, -1])
@@ -220,11 +285,79 @@ def test_a_pickle_with_code_in_it_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a file of weights", b"PK\x03\x04 cut short"])
-def test_a_foreign_pth_is_refused(content: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"not a file of weights", "is not one that torch.save wrote"),
+        (b"PK\x03\x04 cut short", "damaged or cut short"),
+        (b"\x10\0\0\0\0\0\0\0{}", "is a .safetensors file: give it that suffix"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_a_foreign_pth_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "foreign.pth").write_bytes(content)
-    with pytest.raises(UserError, match=r"foreign\.pth"):
+    with pytest.raises(UserError, match=rf"foreign\.pth.*{message}"):
         weights.read_pth(tmp_path / "foreign.pth")
+
+
+def test_a_checkpoint_around_a_state_dict_is_explained(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "state_dict": {"fc8.bias": torch.zeros(2)}}, tmp_path / "wrapped.pth")
+    with pytest.raises(UserError, match=r"epoch, state_dict is no tensor\. Save that alone: 'state_dict'"):
+        weights.read_pth(tmp_path / "wrapped.pth")
+
+
+def test_a_pth_under_the_other_suffix_is_explained(tmp_path: Path) -> None:
+    torch.save(torch_impl.build(SMALL).state_dict(), tmp_path / "named.safetensors")
+    with pytest.raises(UserError, match=r"is a file that torch\.save wrote.*torch_impl\.weights"):
+        exchange.read(tmp_path / "named.safetensors")
+
+
+def _command(monkeypatch: pytest.MonkeyPatch, main: Any, *arguments: Any) -> None:
+    monkeypatch.setattr("sys.argv", ["command", *map(str, arguments)])
+    main()
+
+
+def test_a_file_says_what_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command keeps a file's own architecture, and refuses another."""
+    given, made = tmp_path / "given.safetensors", tmp_path / "made.safetensors"
+    exchange.write(given, _state(SMALL), SMALL)
+    with pytest.raises(UserError, match="says that it holds alexnet_bn, not alexnet"):
+        _command(monkeypatch, weights.main, given, made, "--arch", "alexnet")
+    assert not made.exists()
+    _command(monkeypatch, weights.main, given, made)
+    assert exchange.read_arch(exchange.read(made)[1], "made") == SMALL
+
+
+@pytest.mark.parametrize("main", [weights.main, convert.main])
+def test_a_destination_is_checked_first(main: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = tmp_path / "given.safetensors"
+    exchange.write(given, _state(SMALL), SMALL)
+    (tmp_path / "folder.safetensors").mkdir()
+    for dest, message in (
+        (tmp_path / "made.pth", "must end in .safetensors"),
+        (tmp_path / "folder.safetensors", "is a folder"),
+        (given / "made.safetensors", "Cannot make the folder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            _command(monkeypatch, main, given, dest)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.safetensors", "given.safetensors"]
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(tensors: Any, path: Path, metadata: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    with pytest.raises(UserError, match=r"Cannot write .*No space left"):
+        exchange.write(tmp_path / "made.safetensors", _state(SMALL), SMALL)
+    assert not list(tmp_path.iterdir())
+
+
+def test_flax_points_to_the_command_for_pth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"python -m torch_impl\.weights .*given\.pth"):
+        _command(monkeypatch, convert.main, tmp_path / "given.pth", tmp_path / "made.safetensors")
 
 
 def test_pth_to_safetensors_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,8 +365,7 @@ def test_pth_to_safetensors_on_the_command_line(tmp_path: Path, monkeypatch: pyt
 
     state = alexnet(num_classes=3).state_dict()
     torch.save(state, tmp_path / "given.pth")
-    monkeypatch.setattr("sys.argv", ["weights", str(tmp_path / "given.pth"), str(tmp_path / "made.safetensors")])
-    weights.main()
+    _command(monkeypatch, weights.main, tmp_path / "given.pth", tmp_path / "made.safetensors")
     arch = ARCHS["alexnet"].adapt(classes=3)
     loaded = convert.load(tmp_path / "made.safetensors", arch)
     np.testing.assert_array_equal(loaded["params"]["fc8"]["bias"], state["classifier.6.bias"].numpy())

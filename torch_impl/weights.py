@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,24 +58,33 @@ def read_pth(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise UserError(f"There is no file {path.absolute()}.")
+    with path.open("rb") as file:
+        head = file.read(9)
+    if not exchange.is_pth(head):
+        what = "is a .safetensors file: give it that suffix" if head[8:] == b"{" else "is not one that torch.save wrote"
+        raise UserError(f"{path} {what if head else 'is empty'}.")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of what the error says better
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} holds more than tensors, so it is not opened: it could run code.") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is not a file that torch.save wrote, or is damaged: {error}.") from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} is not a state dict (names to tensors).")
+    except Exception as error:  # of whatever kind PyTorch's reader meets in a damaged file
+        raise UserError(f"{path} is not a file that torch.save wrote, or it is damaged or cut short.") from error
+    if not isinstance(state, Mapping):
+        raise UserError(f"{path} holds a {type(state).__name__}, not a state dict (names to tensors).")
+    if other := [str(name) for name, value in state.items() if not isinstance(value, Tensor)]:
+        hint = next((f" Save that alone: {name!r}." for name, v in state.items() if isinstance(v, Mapping)), "")
+        raise UserError(f"{path} is not a state dict: {', '.join(other[:5])} is no tensor.{hint}")
     return dict(state)
 
 
-def read(path: Path) -> Mapping[str, Tensor | np.ndarray]:
+def read(path: Path | str) -> Mapping[str, Tensor | np.ndarray]:
     """Read the tensors of a .safetensors or .pth file by name.
 
     Raises:
         UserError: as `exchange.read` and `read_pth`.
     """
-    return exchange.read(path)[0] if path.suffix == ".safetensors" else read_pth(path)
+    return exchange.read(path)[0] if Path(path).suffix == ".safetensors" else read_pth(Path(path))
 
 
 def save(path: Path, model: nn.Module, arch: Arch, batches_tracked: int = 0, **about: Any) -> None:
@@ -87,16 +97,19 @@ def save(path: Path, model: nn.Module, arch: Arch, batches_tracked: int = 0, **a
     exchange.write(path, exchange.check(state, arch, "The model"), arch, batches_tracked, **about)
 
 
-def load(path: Path, model: nn.Module, arch: Arch) -> None:
+def load(path: Path | str, model: nn.Module, arch: Arch) -> None:
     """Load a whole network from a .safetensors or .pth file, ours or with torchvision's names.
 
     Raises:
-        UserError: the file cannot be read, or does not hold exactly these tensors; the model is then untouched.
+        UserError: the file cannot be read, holds another network, or not exactly these tensors; the model is then
+            untouched.
     """
-    fill(model, exchange.check(read(path), arch, str(path)))
+    path = Path(path)
+    state = exchange.read_for(path, arch) if path.suffix == ".safetensors" else read_pth(path)
+    fill(model, exchange.check(state, arch, str(path)))
 
 
-def load_partial(path: Path, model: nn.Module, arch: Arch) -> tuple[str, ...]:
+def load_partial(path: Path | str, model: nn.Module, arch: Arch) -> tuple[str, ...]:
     """Start from a file: a whole network, one with another last layer, or a backbone alone.
 
     Returns:
@@ -179,13 +192,13 @@ class _Command:
         source: a .pth or .safetensors file, ours or with torchvision's names, or IMAGENET1K_V1 to download
             torchvision's.
         dest: the .safetensors file to write.
-        arch: the network they are of.
+        arch: the network they are of; without it, what a .safetensors file says of itself, or alexnet.
         backbone: the source holds the convolutions alone.
     """
 
     source: Annotated[str, tyro.conf.Positional] = PRETRAINED
     dest: Annotated[Path, tyro.conf.Positional] = field(default_factory=exchange.pretrained_path)
-    arch: str = "alexnet"
+    arch: str | None = None
     backbone: bool = False
 
 
@@ -196,25 +209,33 @@ def main() -> None:
         UserError: the source cannot be had, read or accepted; then nothing is written.
     """
     command = tyro.cli(_Command, prog="python -m torch_impl.weights")
-    state = download() if command.source == PRETRAINED else read(Path(command.source))
-    arch = exchange.fit_classes(state, get_arch(command.arch))
+    exchange.check_destination(command.dest)
+    state = download() if command.source == PRETRAINED else read(command.source)
+    metadata = exchange.read_metadata(Path(command.source))[0] if command.source.endswith(".safetensors") else {}
+    arch = _arch(metadata, command, state)
     check = exchange.check_backbone if command.backbone else exchange.check
-    tensors = check({name: np.asarray(array) for name, array in state.items()}, arch, command.source)
-    names, preprocess = _metadata(command.source, arch)
-    command.dest.parent.mkdir(parents=True, exist_ok=True)
+    tensors = check(state, arch, command.source)
+    names, preprocess = _about(metadata, command.source, arch)
     exchange.write(command.dest, tensors, arch, class_names=names, preprocess=preprocess)
     print(f"{command.dest}: {len(tensors)} tensors of {arch.name}, {arch.classes} classes")
 
 
-def _metadata(source: str, arch: Arch) -> tuple[tuple[str, ...], Preprocess | None]:
+def _arch(metadata: Mapping[str, str], command: _Command, state: Mapping[str, Any]) -> Arch:
+    """What the source says of itself, else what the command says."""
+    if "arch" not in metadata:
+        return exchange.fit_classes(state, get_arch(command.arch or "alexnet"))
+    arch = exchange.read_arch(metadata, command.source)
+    if command.arch not in (None, arch.name):
+        raise UserError(f"{command.source} says that it holds {arch.name}, not {command.arch}: leave out --arch.")
+    return arch
+
+
+def _about(metadata: Mapping[str, str], source: str, arch: Arch) -> tuple[tuple[str, ...], Preprocess | None]:
     """Class names and preprocessing: of torchvision's weights, also from their file, or as a .safetensors has them."""
     from torchvision.models import AlexNet_Weights
 
     if source == PRETRAINED or Path(source).name == Path(AlexNet_Weights[PRETRAINED].url).name:
         return class_names(), get_recipe("imagenet").preprocess
-    if not source.endswith(".safetensors"):
-        return (), None
-    metadata, _ = exchange.read_metadata(Path(source))
     return exchange.read_class_names(metadata, arch, source), exchange.read_preprocess(metadata, source)
 
 

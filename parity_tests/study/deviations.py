@@ -26,10 +26,14 @@ BASES = {"alexnet_lrn": "alexnet", "alexnet_bn": "alexnet"} | {
 }
 
 _TINY = "The input is 32 x 32: the 11 x 11 kernels with a stride of 4 would leave the last pool 1 x 1 pixel."
-_SMALL_POOLS = "2 x 2 pools: conv5's reaches 2 x 2 pixels, which the 256 * 2 * 2 classifier of the CIFAR tutorials takes."
+_SMALL_POOLS = (
+    "2 x 2 pools: conv5's reaches 2 x 2 pixels, which the 256 * 2 * 2 classifier of the CIFAR tutorials takes."
+)
 _ONE_GPU = "The 2014 network runs on one GPU; the paper's two groups are its two GPUs (section 3.2)."
 _NO_LRN = "The 2014 network leaves local response norm out."
-_TORCH_DROPOUT = "torchvision drops the inputs of fc6 and fc7, the paper the outputs of fc6 and fc7, before fc7 and fc8."
+_TORCH_DROPOUT = (
+    "torchvision drops the inputs of fc6 and fc7, the paper the outputs of fc6 and fc7, before fc7 and fc8."
+)
 _2014 = "The widths of the 2014 network, figure and text of arXiv:1404.5997."
 _PAPER = "As the 2012 paper has it (figure 2)."
 _D2L = "As Dive into Deep Learning prints it, Gluon version."
@@ -57,7 +61,10 @@ REASONS: dict[str, tuple[tuple[str, str], ...]] = {
         ("adaptive_pool", "The paper flattens conv5's pool as it is; 227 pixels leave 6 x 6."),
     ),
     "alexnet_lrn": (
-        ("conv?.after", "torch.nn.LocalResponseNorm(5) after each of the three pools, as tutorials add it to torchvision's."),
+        (
+            "conv?.after",
+            "torch.nn.LocalResponseNorm(5) after each of the three pools, as tutorials add it to torchvision's.",
+        ),
     ),
     "alexnet_bn": (
         ("conv?.bias", "Batch norm's shift makes the bias redundant (Ioffe and Szegedy, section 3.2)."),
@@ -65,11 +72,17 @@ REASONS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "alexnet_fashion": (
         ("image", "One channel, for Fashion-MNIST enlarged to 224 x 224."),
-        ("conv1.padding", "Dive into Deep Learning's Gluon version does not pad conv1, so that 5 x 5 pixels reach fc6."),
+        (
+            "conv1.padding",
+            "Dive into Deep Learning's Gluon version does not pad conv1, so that 5 x 5 pixels reach fc6.",
+        ),
         ("conv?.groups", "Dive into Deep Learning has no groups: one GPU holds the network."),
         ("conv?.after", "Dive into Deep Learning leaves local response norm out."),
         ("conv?.features", "Dive into Deep Learning keeps the 2012 paper's widths."),
-        ("fc?.dropout", "Dropout before the second and third dense layer, as the paper and Dive into Deep Learning have it."),
+        (
+            "fc?.dropout",
+            "Dropout before the second and third dense layer, as the paper and Dive into Deep Learning have it.",
+        ),
         ("fc8.features", _TEN),
         ("adaptive_pool", _D2L + " It flattens conv5's pool as it is."),
     ),

@@ -259,7 +259,13 @@ def statistics(array: np.ndarray) -> dict[str, float]:
     """Mean, standard deviation, extremes and the share of exact zeros."""
     wide = array.astype(np.float64)
     low, high = float(wide.min()), float(wide.max())
-    return {"mean": float(wide.mean()), "std": float(wide.std()), "min": low, "max": high, "zeros": float((wide == 0).mean())}
+    return {
+        "mean": float(wide.mean()),
+        "std": float(wide.std()),
+        "min": low,
+        "max": high,
+        "zeros": float((wide == 0).mean()),
+    }
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:

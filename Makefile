@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c requiremen
 LOCK := pyproject.toml requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help train-torch train-flax evaluate-torch evaluate-flax predict predict-torch predict-flax export-torch export-flax summary weights data test test-full test-gpu parity ablation mutants lint lock clean
+.PHONY: help train-torch train-flax evaluate-torch evaluate-flax predict predict-torch predict-flax export-torch export-flax summary weights data test test-full test-gpu parity ablation mutants study lint lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list every target
@@ -69,6 +69,9 @@ ablation: .venv/.torch .venv/.flax  ## train RECIPE with one part or technique c
 mutants: .venv/.test  ## plant every fault and print where the comparer finds it
 	$(BIN)/python -m parity_tests.mutants $(ARGS)
 
+study: .venv/.study  ## write both implementations side by side as pages into site/; RECIPE=..., with RUN_TORCH=..., RUN_FLAX=... curves
+	$(BIN)/python -m parity_tests.study --recipe $(RECIPE) $(if $(RUN_TORCH),--run-torch "$(RUN_TORCH)") $(if $(RUN_FLAX),--run-flax "$(RUN_FLAX)") $(ARGS)
+
 lint: .venv/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -114,6 +117,10 @@ $(BIN)/python:
 	@echo "Installing jax2onnx in .venv-onnx ..."
 	$(BIN)/python -m venv .venv-onnx
 	.venv-onnx/bin/python -m pip install -q --disable-pip-version-check -r requirements-onnx.txt
+	@touch $@
+
+.venv/.study: $(LOCK) | .venv/.torch .venv/.flax
+	$(PIP) -e '.[study]'
 	@touch $@
 
 .venv/.test: $(LOCK) | .venv/.torch .venv/.flax

@@ -166,20 +166,26 @@ def deviations(arch: Arch, reference: Arch) -> Iterator[Deviation]:
 
 def reason(name: str, field: str) -> str:
     """Why an architecture has its own value of a field, or "" where no reason is given."""
-    for pattern, why in REASONS.get(name, ()):
+    owner, pattern = found(name, field)
+    return dict(REASONS[owner])[pattern] if pattern else ""
+
+
+def found(name: str, field: str) -> tuple[str, str]:
+    """The architecture, this one or what it is made from, and the pattern that give the reason; "" for none."""
+    for pattern, _ in REASONS.get(name, ()):
         if fnmatchcase(field, pattern):
-            return why
-    return reason(BASES[name], field) if name in BASES else ""
+            return name, pattern
+    return found(BASES[name], field) if name in BASES else (name, "")
 
 
 def tables() -> list[dict[str, Any]]:
     """For every architecture its deviations from each reference, for the page and for data.json."""
-    found = []
+    entries = []
     for name, arch in (ARCHS | ABLATIONS).items():
         for key, reference in REFERENCES.items():
             rows = [vars(deviation) for deviation in deviations(arch, reference)]
-            found.append({"arch": name, "against": key, "title": TITLES[key], "rows": rows})
-    return found
+            entries.append({"arch": name, "against": key, "title": TITLES[key], "rows": rows})
+    return entries
 
 
 def _text(value: Any) -> str:

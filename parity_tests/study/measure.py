@@ -22,7 +22,7 @@ from common.initializers import get_init
 from common.networks import Network
 from common.pipeline import Batch, central_square
 from common.predictions import to_batch
-from common.recipes import RECIPES, Recipe, get_recipe
+from common.recipes import RECIPES, get_recipe
 from flax_impl import convert
 from flax_impl import device as flax_device
 from torch_impl import device as torch_device

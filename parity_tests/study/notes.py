@@ -5,7 +5,7 @@ from __future__ import annotations
 from common.arch import Arch, LocalResponseNorm
 
 _BLOCK = (
-    "PyTorch's activations are (N, C, H, W), Flax's (N, H, W, C); on a device the former are laid out channels last, too.",
+    "PyTorch's activations are (N, C, H, W), Flax's (N, H, W, C); in memory both are channels last.",
     "PyTorch's Conv2d is told its input channels, Flax's Conv finds them when it is initialised.",
     'Padding is given in pixels: "SAME", Flax\'s default, pads a strided window unevenly, which PyTorch cannot.',
 )
@@ -24,8 +24,8 @@ _FLATTEN = (
     "network; the converter reorders the inputs of the first dense layer's weights instead."
 )
 _DROPOUT = (
-    "PyTorch's Dropout draws from a global generator, Flax's from the key passed as rngs={'dropout': key}. Training runs "
-    "put torch_impl.dropout in its place, which reproduces Flax's masks bit for bit.",
+    "PyTorch's Dropout draws from a global generator, Flax's from the key passed as rngs={'dropout': key}. Training "
+    "puts torch_impl.dropout in its place, which reproduces Flax's masks bit for bit.",
     "Flax is told deterministic=not train; PyTorch's module knows its mode. In evaluation, as measured here, both pass "
     "their input on.",
 )

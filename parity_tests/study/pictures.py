@@ -14,6 +14,7 @@ from markupsafe import Markup
 from PIL import Image
 
 COLOURS = {"PyTorch": "#d1491f", "Flax": "#1f77c4"}
+WIDTHS = {"PyTorch": 4.0, "Flax": 1.5}  # so that both are seen where they lie on each other
 SPLIT_STYLES = {"train": "-", "val": ":", "test": "--"}
 MAPS = 32  # of each layer
 SIDE = 640  # pixels that a picture is enlarged to, about
@@ -90,7 +91,12 @@ def curves(runs: Mapping[str, Mapping[str, Any]], apart: Mapping[str, Any], key:
             for split, keys in splits.items():
                 if keys.get(key):
                     style = {"color": COLOURS[framework], "linestyle": SPLIT_STYLES[split]}
-                    upper.plot(*zip(*keys[key], strict=True), label=f"{framework}, {split}", linewidth=1.5, **style)
+                    upper.plot(
+                        *zip(*keys[key], strict=True),
+                        label=f"{framework}, {split}",
+                        linewidth=WIDTHS[framework],
+                        **style,
+                    )
         for split, keys in apart.items():
             if keys.get(key):
                 steps, values = zip(*keys[key], strict=True)
@@ -107,7 +113,9 @@ def curves(runs: Mapping[str, Mapping[str, Any]], apart: Mapping[str, Any], key:
             lower.legend(frameon=False, labelcolor=_INK, ncols=3)
         else:
             lower.text(0.5, 0.5, "no step in common", transform=lower.transAxes, ha="center", color=_INK)
-        return _inline(figure, f"{key} of both frameworks over steps, and their absolute difference on a log axis")
+        return _inline(
+            figure, identity, f"{key} of both frameworks over steps, and their absolute difference on a log axis"
+        )
 
 
 def _ink(axis: Any) -> None:
@@ -120,16 +128,15 @@ def _ink(axis: Any) -> None:
     axis.grid(alpha=0.2, color=_INK)
 
 
-def _inline(figure: Any, title: str) -> Markup:
+def _inline(figure: Any, identity: str, title: str) -> Markup:
     """A figure as an <svg> element, as wide as its place, in the page's colour of text."""
     figure.patch.set_visible(False)
     buffer = io.StringIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
     figure.savefig(buffer, format="svg", metadata=nothing)
     text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL).replace(
-        _INK, "currentColor"
-    )
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{identity}-", text).replace(_INK, "currentColor")
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     return Markup(text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
@@ -375,3 +376,106 @@ def test_a_new_deviation_without_a_reason_is_seen() -> None:
     odd = replace(ARCHS["alexnet"], activation="tanh")
     (row,) = deviations.deviations(odd, ARCHS["alexnet"])
     assert (row.field, row.value, row.reference, row.reason) == ("activation", "tanh", "relu", "")
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+NARROWEST = 500  # window of a headless browser, in pixels
+BROWSER = next((path for path in map(shutil.which, BROWSERS) if path), None)
+
+# Added to a copy of a page: what a reader with a pointer or a keyboard would find.
+PROBE = """
+const found = {errors: window.probeErrors, width: document.documentElement.scrollWidth, layers: {}, requests: []};
+found.room = document.documentElement.clientWidth;
+found.requests = performance.getEntriesByType("resource").map((entry) => entry.name);
+for (const compare of document.querySelectorAll("[data-pair]")) {
+  for (const link of compare.querySelectorAll("a[data-group]")) {
+    link.focus();
+    const lit = [...compare.querySelectorAll(".line.lit")];
+    const panels = [...compare.querySelectorAll(".panel")].filter((panel) => panel.offsetHeight > 0);
+    found.layers[(link.id || "list") + " " + link.dataset.group] = {
+      focused: document.activeElement === link,
+      outlined: getComputedStyle(link).outlineStyle !== "none",
+      groups: [...new Set(lit.map((line) => line.dataset.group))],
+      sides: [...new Set(lit.map((line) => line.id.split("-")[0]))].sort(),
+      panels: panels.map((panel) => panel.dataset.panel),
+    };
+  }
+}
+window.parent.postMessage(JSON.stringify(found), "*");  // its own window, where it is in no frame
+if (window.parent === window) addEventListener("message", (event) => {
+  const element = document.createElement("script");
+  element.type = "application/json";
+  element.id = "probe";
+  element.textContent = event.data;
+  document.body.append(element);
+});
+"""
+# A window cannot be as narrow as a phone, a frame can.
+FRAME = """<!doctype html><html><body style="margin: 0">
+<iframe src="{page}" width="{width}" height="800" style="border: 0"></iframe>
+<script>
+addEventListener("message", (event) => {{
+  const element = document.createElement("script");
+  element.type = "application/json";
+  element.id = "probe";
+  element.textContent = event.data;
+  document.body.append(element);
+}});
+</script></body></html>"""
+CATCH = """<script>
+window.probeErrors = [];
+addEventListener("error", (event) => probeErrors.push(event.message), true);
+</script>"""
+
+
+def browse(folder: Path, page: str, width: int) -> Any:
+    """Open a page in a headless browser and return what the probe finds."""
+    text = (folder / f"{page}.html").read_text(encoding="utf-8")
+    probe = f'<script src="probe-{page}.js" defer></script>'
+    (folder / f"probe-{page}.js").write_text(PROBE, encoding="utf-8")
+    text = text.replace("<head>", f"<head>{CATCH}").replace("</head>", f"{probe}</head>")
+    (folder / f"probed-{page}.html").write_text(text, encoding="utf-8")
+    shown = folder / f"probed-{page}.html"
+    if width < NARROWEST:
+        shown = folder / f"framed-{page}.html"
+        shown.write_text(FRAME.format(page=f"probed-{page}.html", width=width), encoding="utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=5000"]
+    options += [f"--window-size={width},900", "--dump-dom"]
+    profile = f"--user-data-dir={folder / 'profile'}"
+    assert BROWSER
+    done = subprocess.run(
+        [BROWSER, *options, profile, shown.as_uri()], capture_output=True, text=True, timeout=60, check=True
+    )
+    report = re.search(r'<script type="application/json" id="probe">(.*?)</script>', done.stdout, re.DOTALL)
+    assert report, done.stderr
+    return json.loads(report[1])
+
+
+@pytest.fixture(scope="module")
+def probed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the site for the browser."""
+    if not BROWSER:
+        pytest.skip(f"no browser is found: {', '.join(BROWSERS)}")
+    return Path(shutil.copytree(built, tmp_path_factory.mktemp("probed") / "site"))
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+@pytest.mark.parametrize("page", site.PAGES)
+def test_pages_in_a_browser(probed: Path, page: str, width: int) -> None:
+    found = browse(probed, page, width)
+    assert found["errors"] == []
+    assert found["room"] == width
+    assert found["width"] <= found["room"], "the page scrolls sideways"
+    assert all(request.startswith("file://") for request in found["requests"])
+    if width < NARROWEST:
+        return  # a frame has no keyboard focus of its own
+    for name, seen in found["layers"].items():
+        group = name.split()[1]
+        assert seen["focused"], name
+        assert seen["outlined"], name
+        assert seen["groups"] == [group]
+        assert seen["sides"] == ["flax", "torch"], name
+        assert seen["panels"] in ([group], []), name
+    if page == "model":
+        reached = {tuple(name.split()) for name, seen in found["layers"].items() if seen["panels"]}
+        assert {("list", layer) for layer in measure.costs(small())} <= reached

@@ -149,7 +149,8 @@ def numbers(arch: Arch) -> dict[str, str]:
     """Every field of an architecture but its name, by layer, as text."""
     table = {"image": " x ".join(map(str, arch.image)), "activation": arch.activation}
     table["adaptive_pool"] = f"{arch.adaptive_pool} x {arch.adaptive_pool}" if arch.adaptive_pool else "none"
-    for name, spec in (*arch.named_convs(), *arch.named_dense()):
+    layers: list[tuple[str, Any]] = [*arch.named_convs(), *arch.named_dense()]
+    for name, spec in layers:
         for entry in fields(spec):
             table[f"{name}.{entry.name}"] = _text(getattr(spec, entry.name))
     return table

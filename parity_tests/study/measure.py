@@ -17,7 +17,7 @@ import flax_impl.preprocess
 import torch_impl
 import torch_impl.preprocess
 from common import datasets, exchange
-from common.arch import ARCHS, Arch, AvgPool, ConvSpec, MaxPool, get_arch
+from common.arch import Arch, AvgPool, ConvSpec, MaxPool, get_arch
 from common.initializers import get_init
 from common.networks import Network
 from common.pipeline import Batch, central_square
@@ -70,7 +70,7 @@ def fresh_network(recipe_name: str, arch_name: str | None = None) -> Network:
     if arch_name and arch_name != recipe.arch:
         arch = get_arch(arch_name)
         fitting = [known for known in RECIPES.values() if known.arch == arch.name]
-        like = fitting or [known for known in RECIPES.values() if ARCHS[known.arch].image == arch.image]
+        like = fitting or [known for known in RECIPES.values() if get_arch(known.arch).image == arch.image]
         recipe = replace((like or [recipe])[0], arch=arch.name)
     spec = datasets.DATASETS[recipe.dataset]
     arch = recipe.model_arch(spec.image, spec.classes)
@@ -201,9 +201,10 @@ def costs(arch: Arch) -> dict[str, dict[str, Any]]:
         output = inside[-1].output
         found[name] = _facts("convolution block", size, output, inside) | {"receptive_field": field}
         size = output
-    if arch.adaptive_pool:
-        found["pool"] = _facts("adaptive average pool", size, rows["pool"].output, []) | {"receptive_field": None}
-        size = rows["pool"].output
+    pooled = rows["pool"].output if arch.adaptive_pool else size
+    kind = "adaptive average pool" if arch.adaptive_pool else "not used by this architecture"
+    found["pool"] = _facts(kind, size, pooled, []) | {"receptive_field": None}
+    size = pooled
     flat = (size[0] * size[1] * size[2],)
     found["flatten"] = _facts("flatten", size, flat, []) | {"receptive_field": None}
     inputs = flat

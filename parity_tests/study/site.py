@@ -84,7 +84,7 @@ def build(
         layer["notes"] = notes(subject.network.arch, layer["name"])
         if layer["name"] not in pairs[kind].groups:
             raise UserError(f"{layer['name']} of {network['arch']} is nowhere in {kind}'s source.")
-    data = {
+    data: dict[str, Any] = {
         "network": network | {"class": kind, "problems": problems},
         "training": _training(options),
         "parity": _parity(results),

@@ -56,8 +56,9 @@ class Journal:
         """The epoch whose weights are the run's result: the best on the validation split, or the last without one."""
         return self.best["val"][1] if "val" in self.best else self.recipe.epochs
 
-    def close(self) -> None:
-        """Print what the run came to and where it lies."""
+    def close(self, peak_memory: int) -> None:
+        """Print what the run came to and where it lies; its peak memory, in bytes, goes into the manifest."""
+        write_json(self.run.path / "manifest.json", self.run.manifest | {"peak_memory_bytes": peak_memory})
         rows = [row for row in self.run.metrics() if row["split"] == "test" and row["epoch"] == self.final_epoch()]
         print(f"\ntest accuracy {rows[-1]['accuracy']:.4f} after epoch {self.final_epoch()}", end="")
         if "val" in self.best:

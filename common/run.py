@@ -242,6 +242,19 @@ def package_versions(more: tuple[str, ...] = ()) -> dict[str, str]:
     return found
 
 
+def peak_resident_bytes() -> int:
+    """The most memory that this process has held at once, in bytes."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:  # no Linux
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak
+    # ru_maxrss would count what the parent process held when it started this one.
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
 def _commit() -> str | None:
     """The git commit of the code, with "+changes" when files differ from it; None outside a checkout."""
     git = ["git", "-C", str(Path(__file__).parent)]

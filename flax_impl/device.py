@@ -13,6 +13,7 @@ from jax import Array
 from common.errors import UserError
 from common.pipeline import Batch
 from common.recipes import Precision
+from common.run import peak_resident_bytes
 
 
 def pick_device(name: str) -> jax.Device:
@@ -57,6 +58,11 @@ def describe(device: jax.Device) -> str:
     if device.platform == "cpu":
         return f"cpu ({platform.machine()}, {os.cpu_count()} cores)"
     return device.device_kind
+
+
+def peak_memory(device: jax.Device) -> int:
+    """The most bytes that arrays held on a GPU so far, or this process on a CPU."""
+    return peak_resident_bytes() if device.platform == "cpu" else device.memory_stats()["peak_bytes_in_use"]
 
 
 def to_device(batch: Batch, device: jax.Device) -> tuple[Array, Array, dict[str, Array]]:

@@ -23,7 +23,7 @@ from common.pipeline import batches, steps_per_epoch
 from common.recipes import Recipe
 from common.run import default_folder, open_or_create, write_manifest
 from flax_impl import checkpoint, convert
-from flax_impl.device import check_precision, compute_dtype, describe, pick_device, to_device
+from flax_impl.device import check_precision, compute_dtype, describe, peak_memory, pick_device, to_device
 from flax_impl.evaluate import evaluate
 from flax_impl.init import initialize
 from flax_impl.layers import dropout_from
@@ -215,7 +215,7 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
     best = checkpoint.load_variables(run.checkpoint(journal.final_epoch(), "flax"), arch, recipe.param_dtype)
     about = {"class_names": train.class_names, "preprocess": recipe.preprocess}
     convert.save(run.path / "model.safetensors", best, arch, int(state.step), **about)
-    journal.close()
+    journal.close(peak_memory(device))
     return run.path
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any
 from unittest import mock
 
@@ -38,12 +39,15 @@ from common.datasets import Dataset
 from common.errors import UserError
 from common.pipeline import steps_per_epoch
 from common.recipes import Mix, Optimizer, Preprocess, Recipe, Schedule
+from common.run import package_versions, write_json
 from flax_impl import convert
 from parity_tests.compare import Bounds, Difference, Mismatch, compare_run
 from parity_tests.material import first_batches, narrow, tiles
 from parity_tests.sides import make_pair
+from torch_impl.device import describe, pick_device
 
 STEPS = 5
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 BOUNDS = Bounds(1e-10)
 Patch = Callable[[], AbstractContextManager[Any]]
 
@@ -421,46 +425,75 @@ MUTANTS: tuple[Mutant, ...] = (
 )  # fmt: skip
 
 
+COLUMNS = {
+    "fault": "fault",
+    "stands_for": "stands for",
+    "found_at": "found at",
+    "cause": "likely cause, as reported",
+    "caught": "caught",
+}
+
+
 @dataclass(frozen=True)
 class Options:
-    """Plant every fault, and print where the comparer finds it.
+    """Plant every fault, print where the comparer finds it, and file the table.
 
     Attributes:
-        words: only the faults whose names hold these words.
+        words: only the faults whose names hold these words, and nothing filed.
+        out: where the table goes as mutants-cpu.json.
     """
 
     words: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    out: Path = RESULTS
+
+
+def plant(chosen: Sequence[Mutant]) -> list[dict[str, str]]:
+    """Run mutants, with a progress bar; a row each, with the keys of `COLUMNS`."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console, rows = Console(stderr=True), []
+    with jax.enable_x64(True):
+        known = subjects()
+        for mutant in track(chosen, "Planting", console=console, transient=True, disable=not console.is_terminal):
+            found = run(mutant, known[mutant.subject])
+            place = f"step {found.step}, {found.phase}, {found.tensor}" if found else "nowhere"
+            cells = (
+                mutant.name,
+                mutant.row,
+                place,
+                found.cause if found else "",
+                "yes" if caught(mutant, found) else "NO",
+            )
+            rows.append(dict(zip(COLUMNS, cells, strict=True)))
+    return rows
 
 
 def main() -> None:
-    """Run the mutants and print the table; exit 1 if one survives.
+    """Run the mutants, print the table and file it; exit 1 if one survives.
 
     Raises:
         UserError: no mutant has such a name.
     """
     from rich.console import Console
-    from rich.progress import track
     from rich.table import Table
 
-    words = " ".join(tyro.cli(Options, prog="python -m parity_tests.mutants").words).lower()
-    table = Table(title="Planted faults")
-    for column in ("fault", "stands for", "found at", "likely cause, as reported", "caught"):
-        table.add_column(column)
+    options = tyro.cli(Options, prog="python -m parity_tests.mutants")
+    words = " ".join(options.words).lower()
     chosen = [mutant for mutant in MUTANTS if words in mutant.name.lower()]
     if not chosen:
         names = "\n  ".join(mutant.name for mutant in MUTANTS)
         raise UserError(f"No fault has {words!r} in its name. There are:\n  {names}")
-    console = Console(stderr=True)
-    survivors = 0
-    with jax.enable_x64(True):
-        known = subjects()
-        for mutant in track(chosen, "Planting", console=console, transient=True, disable=not console.is_terminal):
-            found = run(mutant, known[mutant.subject])
-            right = caught(mutant, found)
-            survivors += not right
-            place = f"step {found.step}, {found.phase}, {found.tensor}" if found else "nowhere"
-            table.add_row(mutant.name, mutant.row, place, found.cause if found else "", "yes" if right else "NO")
-    Console(width=160).print(table, f"{len(chosen) - survivors} of {len(chosen)} faults caught where they are")
+    rows = plant(chosen)
+    table = Table(*COLUMNS.values(), title="Planted faults")
+    for row in rows:
+        table.add_row(*row.values())
+    survivors = sum(row["caught"] != "yes" for row in rows)
+    Console(width=160).print(table, f"{len(rows) - survivors} of {len(rows)} faults caught where they are")
+    if not words:
+        options.out.mkdir(parents=True, exist_ok=True)
+        about = {"device": describe(pick_device("cpu")), "versions": package_versions()}
+        write_json(options.out / "mutants-cpu.json", about | {"rows": rows})
     sys.exit(survivors > 0)
 
 

@@ -44,7 +44,7 @@ class Subject:
 
 
 def one_ulp(seed: int) -> Edit:
-    """A function that moves every weight to a neighbouring float32, up or down at random, each time anew.
+    """A function that moves every weight to a neighbouring number, up or down at random, each time anew.
 
     One weight alone would not do: it touches few of the sums, whereas another framework rounds every one of them
     differently, and so meets the next ReLU or pool that is near its edge sooner.
@@ -54,8 +54,9 @@ def one_ulp(seed: int) -> Edit:
     @torch.no_grad()
     def edit(model: torch.nn.Module) -> None:
         for parameter in model.parameters():
-            ends = rng.choice(np.array([-np.inf, np.inf], np.float32), tuple(parameter.shape))
-            parameter.copy_(torch.nextafter(parameter, torch.from_numpy(ends)))
+            up = torch.from_numpy(rng.integers(2, size=tuple(parameter.shape), dtype=bool)).to(parameter.device)
+            ends = torch.where(up, torch.inf, -torch.inf).to(parameter.dtype)
+            parameter.copy_(torch.nextafter(parameter, ends))
 
     return edit
 

@@ -5,29 +5,37 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+from playwright.sync_api import Browser, Dialog, sync_playwright
+from playwright.sync_api import Page as Tab
 
 import torch_impl
 from common.arch import ABLATIONS, ARCHS, Arch
 from common.errors import UserError
+from common.evaluation import write_confusion
 from common.networks import Network
 from common.recipes import get_recipe
-from common.run import RunFolder, write_manifest
+from common.run import RunFolder, write_json, write_manifest
 from parity_tests.material import narrow
-from parity_tests.study import deviations, measure, runs, site, source
+from parity_tests.study import compare, deviations, measure, runs, site, source
 from torch_impl import weights
 
 HOSTILE = "<script>alert(1)<"  # a folder's name cannot hold a slash
 LABEL = "<script>alert('label')</script>"
+STRING = "<script>alert('source')</script>"
+IMAGE = "<img src=x onerror=alert('image')>.png"
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 RESULTS = site.RESULTS
 
@@ -93,20 +101,45 @@ def make_run(path: Path, framework: Any, shift: float = 0.0) -> Path:
     write_manifest(run, framework, "cpu", arch, names)
     for step in (10, 20):
         score = {"loss": 2 / step + shift, "accuracy": 0.5}
-        run.log(step=step, epoch=1, split="train", **score, lr=0.1, **{"images/s": 100.0})
+        run.log(step=step, epoch=1, split="train", **score, lr=0.1, seconds=0.5, **{"images/s": 100.0})
     run.log(step=20, epoch=1, split="test", loss=0.25 + shift, accuracy=0.75, top5=1.0)
+    write_json(path / "manifest.json", run.manifest | {"peak_memory_bytes": 2**30})
+    (path / "evaluation").mkdir()
+    write_confusion(path / "evaluation" / "test-model-confusion.csv", np.diag(range(10)), names)
     torch.manual_seed(0)
     weights.save(path / "model.safetensors", torch_impl.build(arch), arch, class_names=names)
     return path
 
 
+def copy_sources(root: Path) -> Path:
+    """The source of both packages, where a test may plant something."""
+    for framework in source.FRAMEWORKS:
+        shutil.copytree(source.ROOT / f"{framework}_impl", root / f"{framework}_impl")
+    return root
+
+
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A site with two runs, PyTorch's under a hostile name."""
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source, with a hostile string in it."""
+    root = copy_sources(tmp_path_factory.mktemp("sources"))
+    file = root / "torch_impl" / "train.py"
+    file.write_text(file.read_text(encoding="utf-8") + f"\nNAME = {STRING!r}\n", encoding="utf-8")
+    return root
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, sources: Path) -> Path:
+    """A site with two runs and their noise; runs, image, class and source are named like markup."""
     folder = tmp_path_factory.mktemp("study")
     ours = make_run(folder / HOSTILE, "torch")
     theirs = make_run(folder / "flax", "flax", shift=1e-3)
-    return site.build(site.Options(run_torch=ours, run_flax=theirs, out=folder / "site")).parent
+    curves = {"train": {"loss": [(10, 1e-6), (20, 1e-5)]}, "test": {"loss": [(20, 1e-5)]}}
+    write_json(folder / "noise.json", {"runs": 2, "curves": curves})
+    Image.linear_gradient("L").save(folder / IMAGE)
+    options = site.Options(
+        run_torch=ours, run_flax=theirs, noise=folder / "noise.json", image=folder / IMAGE, out=folder / "site"
+    )
+    return site.build(options, root=sources).parent
 
 
 @pytest.fixture(scope="module")
@@ -157,10 +190,10 @@ def test_every_layer_is_on_both_sides_and_has_its_panel(pages: dict[str, Page]) 
 
 
 @pytest.mark.parametrize("framework", source.FRAMEWORKS)
-def test_the_source_is_the_real_one(pages: dict[str, Page], framework: str) -> None:
+def test_the_source_is_the_real_one(pages: dict[str, Page], sources: Path, framework: str) -> None:
     page = pages["training"]
     for module in site.MODULES:
-        lines = (source.ROOT / f"{framework}_impl" / f"{module}.py").read_text(encoding="utf-8").splitlines()
+        lines = (sources / f"{framework}_impl" / f"{module}.py").read_text(encoding="utf-8").splitlines()
         start = f"{framework}-{module}-L"
         shown = {
             int(values["id"].removeprefix(start)): page.content(number)
@@ -181,10 +214,10 @@ def test_figures_equal_the_data(pages: dict[str, Page], data: Any) -> None:
             text = page.content(number)
             if value is None:
                 assert text == "none"
-            elif text.endswith("%"):
-                assert float(text[:-1]) / 100 == pytest.approx(value, abs=5.1e-4)
             else:
-                assert float(text.replace(",", "")) == pytest.approx(value, rel=5e-3)
+                amount, _, unit = text.replace(",", "").partition(" ")
+                scale, rounding = {"%": (100, 0.051), "s": (1, 0.051), "MiB": (2**-20, 0.51), "": (1, 0.0)}[unit]
+                assert float(amount) == pytest.approx(value * scale, rel=5e-3, abs=rounding)
             seen += 1
     assert seen > 500
 
@@ -194,17 +227,26 @@ def test_the_data_hold_what_was_measured(data: Any) -> None:
     assert network["parameters"] == small().parameters
     assert network["parameters"] == sum(layer["parameters"] for layer in network["layers"])
     for layer in network["layers"]:
-        if layer["name"] != "flatten":
-            assert layer["difference"]["float64"]["relative"] < 1e-13
-            assert 0 <= layer["difference"]["float32"]["relative"] < 1e-5
-            assert layer["statistics"]["PyTorch"]["max"] == pytest.approx(layer["statistics"]["Flax"]["max"], rel=1e-4)
-    assert data["training"]["differences"]["test"]["loss"] == [[20, pytest.approx(1e-3)]]
+        assert layer["difference"]["float64"]["relative"] < 1e-13
+        assert 0 <= layer["difference"]["float32"]["relative"] < 1e-5
+        assert layer["statistics"]["PyTorch"]["max"] == pytest.approx(layer["statistics"]["Flax"]["max"], rel=1e-4)
+    training = data["training"]
+    assert training["differences"]["test"]["loss"] == [[20, pytest.approx(1e-3)]]
+    summary = {row["title"].split(",")[0].split(" after")[0]: row for row in training["summary"]}
+    assert summary["test loss"]["difference"] == pytest.approx(1e-3)
+    assert summary["test loss"]["noise"] == 1e-5
+    assert summary["training loss"]["PyTorch"] == pytest.approx((0.2 + 0.1) / 2)
+    assert summary["time in training steps"]["Flax"] == 1.0
+    assert summary["peak memory"]["PyTorch"] == 2**30
+    assert training["runs"]["Flax"]["confusion"]["counts"][9] == [0] * 9 + [9]
     assert len(data["parity"]["rows"]) == len(json.loads((RESULTS / "parity-cpu.json").read_text())["rows"])
 
 
 def test_names_are_shown_and_not_run(pages: dict[str, Page]) -> None:
     assert HOSTILE in "".join(pages["index"].text)
     assert LABEL in "".join(pages["pictures"].text)
+    assert IMAGE in "".join(pages["pictures"].text)
+    assert STRING in "".join(pages["training"].text)
     for page in pages.values():
         scripts = [values for tag, values in page.elements if tag == "script"]
         assert scripts == [{"src": "study.js", "defer": ""}]
@@ -234,6 +276,7 @@ def test_headings_labels_and_landmarks(pages: dict[str, Page]) -> None:
 def test_without_runs_or_results_the_pages_say_so(tmp_path: Path) -> None:
     out = site.build(site.Options(out=tmp_path / "site"), subject=subject(small()), results=tmp_path / "none").parent
     training, parity = ("".join(read(out / f"{name}.html").text) for name in ("training", "parity"))
+    assert "mutants-cpu.json cannot be read: No such file or directory." in parity
     assert "No PyTorch run was given." in training
     assert "No Flax run was given." in training
     assert "parity-cpu.json cannot be read: No such file or directory." in parity
@@ -247,7 +290,12 @@ def test_damaged_runs_and_results_give_pages_that_say_so(tmp_path: Path) -> None
     results.mkdir()
     (results / "parity-cpu.json").write_text('{"rows": [', encoding="utf-8")
     (results / "curve-x.json").write_text("[]", encoding="utf-8")
-    options = site.Options(run_torch=ours, run_flax=tmp_path / "gone", out=tmp_path / "site")
+    (results / "mutants-cpu.json").write_text('{"rows": [{"fault": "one"}]}', encoding="utf-8")
+    (tmp_path / "noise.json").write_text('{"runs": 1, "curves": {"train": {"loss": [[1', encoding="utf-8")
+    (ours / "evaluation" / "test-model-confusion.csv").write_text("true / guessed,a,b\na,1", encoding="utf-8")
+    options = site.Options(
+        run_torch=ours, run_flax=tmp_path / "gone", noise=tmp_path / "noise.json", out=tmp_path / "site"
+    )
     out = site.build(options, results=results).parent
     training, parity = ("".join(read(out / f"{name}.html").text) for name in ("training", "parity"))
     assert "metrics.jsonl is damaged or half written: line 4 of 4 cannot be read and is left out." in training
@@ -255,6 +303,9 @@ def test_damaged_runs_and_results_give_pages_that_say_so(tmp_path: Path) -> None
     assert "Loss of both frameworks" in training
     assert "parity-cpu.json is damaged or half written: it is not valid JSON." in parity
     assert "curve-x.json holds no largest differences." in parity
+    assert "mutants-cpu.json holds no table of" in parity
+    assert "noise.json is damaged or half written: it is not valid JSON." in training
+    assert "test-model-confusion.csv is damaged or half written: it is no confusion matrix." in training
 
 
 def test_a_run_without_its_parts(tmp_path: Path) -> None:
@@ -271,14 +322,6 @@ def test_a_run_without_its_parts(tmp_path: Path) -> None:
     found = site.find_subject(site.Options(run_flax=run), problems)
     assert found.tensors is None
     assert len(problems) == 1
-
-
-@pytest.fixture
-def copied(tmp_path: Path) -> Path:
-    """The source of both packages, where a test may plant something."""
-    for framework in source.FRAMEWORKS:
-        shutil.copytree(source.ROOT / f"{framework}_impl", tmp_path / f"{framework}_impl")
-    return tmp_path
 
 
 @pytest.mark.parametrize(
@@ -302,13 +345,23 @@ def copied(tmp_path: Path) -> Path:
         ("torch_impl/train.py", "def fit(", "def fit((", "Cannot parse"),
     ],
 )
-def test_a_missing_counterpart_fails_the_build(copied: Path, file: str, old: str, new: str, message: str) -> None:
+def test_a_missing_counterpart_fails_the_build(tmp_path: Path, file: str, old: str, new: str, message: str) -> None:
+    copied = copy_sources(tmp_path)
     text = (copied / file).read_text(encoding="utf-8")
     assert old in text
     (copied / file).write_text(text.replace(old, new, 1), encoding="utf-8")
     with pytest.raises(UserError, match=re.escape(message)):
         site.build(site.Options(out=copied / "site"), root=copied)
     assert not (copied / "site").exists()
+
+
+def test_an_image_that_cannot_be_shown_is_named(tmp_path: Path) -> None:
+    network = subject(small()).network
+    with pytest.raises(UserError, match=r"Cannot read the image .*gone\.png"):
+        measure.image_for(network, tmp_path / "gone.png")
+    Image.new("L", (1, 500)).save(tmp_path / "thin.png")
+    with pytest.raises(UserError, match=r"thin\.png: it measures 1 x 500 pixels, too narrow"):
+        measure.image_for(network, tmp_path / "thin.png")
 
 
 def test_other_folders_are_left_alone(tmp_path: Path) -> None:
@@ -379,103 +432,164 @@ def test_a_new_deviation_without_a_reason_is_seen() -> None:
 
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-NARROWEST = 500  # window of a headless browser, in pixels
 BROWSER = next((path for path in map(shutil.which, BROWSERS) if path), None)
-
-# Added to a copy of a page: what a reader with a pointer or a keyboard would find.
-PROBE = """
-const found = {errors: window.probeErrors, width: document.documentElement.scrollWidth, layers: {}, requests: []};
-found.room = document.documentElement.clientWidth;
-found.requests = performance.getEntriesByType("resource").map((entry) => entry.name);
-for (const compare of document.querySelectorAll("[data-pair]")) {
-  for (const link of compare.querySelectorAll("a[data-group]")) {
-    link.focus();
-    const lit = [...compare.querySelectorAll(".line.lit")];
-    const panels = [...compare.querySelectorAll(".panel")].filter((panel) => panel.offsetHeight > 0);
-    found.layers[(link.id || "list") + " " + link.dataset.group] = {
-      focused: document.activeElement === link,
-      outlined: getComputedStyle(link).outlineStyle !== "none",
-      groups: [...new Set(lit.map((line) => line.dataset.group))],
-      sides: [...new Set(lit.map((line) => line.id.split("-")[0]))].sort(),
-      panels: panels.map((panel) => panel.dataset.panel),
-    };
-  }
-}
-window.parent.postMessage(JSON.stringify(found), "*");  // its own window, where it is in no frame
-if (window.parent === window) addEventListener("message", (event) => {
-  const element = document.createElement("script");
-  element.type = "application/json";
-  element.id = "probe";
-  element.textContent = event.data;
-  document.body.append(element);
-});
-"""
-# A window cannot be as narrow as a phone, a frame can.
-FRAME = """<!doctype html><html><body style="margin: 0">
-<iframe src="{page}" width="{width}" height="800" style="border: 0"></iframe>
-<script>
-addEventListener("message", (event) => {{
-  const element = document.createElement("script");
-  element.type = "application/json";
-  element.id = "probe";
-  element.textContent = event.data;
-  document.body.append(element);
-}});
-</script></body></html>"""
-CATCH = """<script>
-window.probeErrors = [];
-addEventListener("error", (event) => probeErrors.push(event.message), true);
-</script>"""
-
-
-def browse(folder: Path, page: str, width: int) -> Any:
-    """Open a page in a headless browser and return what the probe finds."""
-    text = (folder / f"{page}.html").read_text(encoding="utf-8")
-    probe = f'<script src="probe-{page}.js" defer></script>'
-    (folder / f"probe-{page}.js").write_text(PROBE, encoding="utf-8")
-    text = text.replace("<head>", f"<head>{CATCH}").replace("</head>", f"{probe}</head>")
-    (folder / f"probed-{page}.html").write_text(text, encoding="utf-8")
-    shown = folder / f"probed-{page}.html"
-    if width < NARROWEST:
-        shown = folder / f"framed-{page}.html"
-        shown.write_text(FRAME.format(page=f"probed-{page}.html", width=width), encoding="utf-8")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=5000"]
-    options += [f"--window-size={width},900", "--dump-dom"]
-    profile = f"--user-data-dir={folder / 'profile'}"
-    assert BROWSER
-    done = subprocess.run(
-        [BROWSER, *options, profile, shown.as_uri()], capture_output=True, text=True, timeout=60, check=True
-    )
-    report = re.search(r'<script type="application/json" id="probe">(.*?)</script>', done.stdout, re.DOTALL)
-    assert report, done.stderr
-    return json.loads(report[1])
+SERIOUS = ("serious", "critical")
+AXE = {"preload": False, "resultTypes": ["violations"]}  # preloading would ask for the styles again
+LIT = """(compare) => ({
+  group: document.activeElement.dataset.group,
+  focused: document.activeElement.id || ("list" in document.activeElement.dataset ? "list" : ""),
+  outlined: getComputedStyle(document.activeElement).outlineStyle !== "none",
+  groups: [...new Set([...compare.querySelectorAll(".line.lit")].map((line) => line.dataset.group))],
+  sides: [...new Set([...compare.querySelectorAll(".line.lit")].map((line) => line.id.split("-")[0]))].sort(),
+  panels: [...compare.querySelectorAll(".panel")].filter((one) => one.offsetHeight).map((one) => one.dataset.panel),
+})"""
 
 
 @pytest.fixture(scope="module")
-def probed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the site for the browser."""
+def browser() -> Iterator[Browser]:
+    """Chromium without a window."""
     if not BROWSER:
         pytest.skip(f"no browser is found: {', '.join(BROWSERS)}")
-    return Path(shutil.copytree(built, tmp_path_factory.mktemp("probed") / "site"))
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
 
 
-@pytest.mark.parametrize("width", [1440, 390])
+@contextmanager
+def opened(browser: Browser, file: Path, width: int = 1440, **settings: Any) -> Iterator[Tab]:
+    """A page in a window of its own, which may say nothing and ask for nothing but its neighbours."""
+
+    def refuse(dialog: Dialog) -> None:
+        said.append(dialog.message)
+        dialog.dismiss()
+
+    context = browser.new_context(viewport={"width": width, "height": 900}, **settings)
+    tab, said, asked = context.new_page(), list[str](), list[str]()
+    tab.on("console", lambda message: said.append(message.text))
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.on("dialog", refuse)
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(file.as_uri())
+    yield tab
+    context.close()
+    assert said == []
+    assert [url for url in asked if not url.startswith((file.parent.as_uri(), "data:"))] == []
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (390, "dark")])
 @pytest.mark.parametrize("page", site.PAGES)
-def test_pages_in_a_browser(probed: Path, page: str, width: int) -> None:
-    found = browse(probed, page, width)
-    assert found["errors"] == []
-    assert found["room"] == width
-    assert found["width"] <= found["room"], "the page scrolls sideways"
-    assert all(request.startswith("file://") for request in found["requests"])
-    if width < NARROWEST:
-        return  # a frame has no keyboard focus of its own
-    for name, seen in found["layers"].items():
-        group = name.split()[1]
-        assert seen["focused"], name
-        assert seen["outlined"], name
-        assert seen["groups"] == [group]
-        assert seen["sides"] == ["flax", "torch"], name
-        assert seen["panels"] in ([group], []), name
-    if page == "model":
-        reached = {tuple(name.split()) for name, seen in found["layers"].items() if seen["panels"]}
-        assert {("list", layer) for layer in measure.costs(small())} <= reached
+def test_pages_in_a_browser(browser: Browser, built: Path, page: str, width: int, scheme: Any) -> None:
+    with opened(browser, built / f"{page}.html", width, color_scheme=scheme) as tab:
+        assert tab.evaluate("document.documentElement.scrollWidth") == width, "the page scrolls sideways"
+        assert tab.evaluate("[...document.scripts].map((script) => script.getAttribute('src'))") == ["study.js"]
+        sources = [] if page == "model" else [[".code"]]  # thousands of lines made alike: once is enough
+        found = Axe().run(tab, {"exclude": sources}, AXE).response["violations"]
+        assert [(rule["id"], rule["nodes"][0]["html"]) for rule in found if rule["impact"] in SERIOUS] == []
+
+
+def pressed(tab: Tab, key: str) -> Iterator[dict[str, Any]]:
+    """What is focused and lit after each press of a key, until the focus has left the page's sources."""
+    seen = tab.evaluate_handle("document.querySelector('[data-pair]')")
+    for _ in range(400):
+        tab.keyboard.press(key)
+        if tab.evaluate("document.activeElement.closest('footer') !== null"):
+            return
+        state = tab.evaluate(LIT, seen)
+        if state["group"] and tab.evaluate("(pair) => pair.contains(document.activeElement)", seen):
+            yield state
+
+
+def test_every_layer_is_reached_with_the_keyboard(browser: Browser, built: Path) -> None:
+    layers, reached = set(measure.costs(small())), dict[str, set[str]]()
+    with opened(browser, built / "model.html") as tab:
+        for state in pressed(tab, "Tab"):
+            assert state["outlined"], state
+            assert state["groups"] == [state["group"]]
+            assert state["sides"] == ["flax", "torch"], state
+            assert state["panels"] == [state["group"]]
+            reached.setdefault(state["focused"].split("-")[0], set()).add(state["group"])
+    assert reached == {"list": layers, "torch": layers, "flax": layers}
+
+
+def test_pointing_at_a_layer_lights_both_sides(browser: Browser, built: Path) -> None:
+    with opened(browser, built / "model.html") as tab:
+        tab.locator(".pane.flax .line[data-group=conv3]").first.hover()
+        lit = tab.locator(".line.lit")
+        assert {line.get_attribute("data-group") for line in lit.all()} == {"conv3"}
+        assert tab.locator(".pane.torch .line.lit").count() == tab.locator(".pane.flax .line.lit").count() == 2
+        assert tab.locator("#layer-conv3").is_visible()
+        top = "(line) => line.getBoundingClientRect().top"
+        tops = [tab.locator(f".pane.{side} .line.lit").first.evaluate(top) for side in source.FRAMEWORKS]
+        assert len(set(tops)) == 1, "the two sides are not level"
+
+
+def test_on_a_phone_the_measurements_can_be_opened_and_closed(browser: Browser, built: Path) -> None:
+    with opened(browser, built / "model.html", 390) as tab:
+        panel = tab.locator("#layer-conv2")
+        assert not panel.is_visible()
+        for close in (lambda: tab.get_by_role("button", name="Close").click(), lambda: tab.keyboard.press("Escape")):
+            tab.locator("nav.layers a[data-group=conv2]").click()
+            assert panel.is_visible()
+            close()
+            assert not panel.is_visible()
+
+
+@pytest.mark.parametrize("how", ["print", "no script"])
+def test_on_paper_and_without_a_script_everything_is_there(browser: Browser, built: Path, how: str) -> None:
+    with opened(browser, built / "model.html", java_script_enabled=how == "print") as tab:
+        tab.emulate_media(media="print" if how == "print" else "screen")
+        panels = tab.locator(".panel")
+        assert panels.count() == len(measure.costs(small()))
+        assert all(panel.is_visible() for panel in panels.all())
+        assert tab.locator("header nav").is_visible() == (how != "print")
+
+
+def test_a_hostile_page_would_be_seen(browser: Browser, built: Path, tmp_path: Path) -> None:
+    """The checks of `opened` can fail: on a script that runs, and on a request to elsewhere."""
+    text = (built / "index.html").read_text(encoding="utf-8")
+    for planted in ("<script>alert(1)</script>", '<img alt="" src="http://localhost:9/x.png">'):
+        (tmp_path / "index.html").write_text(text.replace("</main>", f"{planted}</main>"), encoding="utf-8")
+        for file in built.glob("study.*"):
+            shutil.copy(file, tmp_path)
+        with pytest.raises(AssertionError), opened(browser, tmp_path / "index.html"):
+            pass
+
+
+def test_compare_trains_both_from_the_same_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A small network on the digits, one epoch: run folders, noise, table and pages."""
+    options = compare.Options(
+        arch="lenet", epochs=1, moved=1, device="cpu", out=tmp_path / "runs", site=tmp_path / "site"
+    )
+    page = compare.compare(options)
+    data = json.loads((page.parent / "data.json").read_text(encoding="utf-8"))
+    ours, theirs = (data["training"]["runs"][name] for name in ("PyTorch", "Flax"))
+    (first, apart), *_ = data["training"]["differences"]["train"]["loss"]
+    assert first == 1
+    assert apart <= 32 * 2**-23 * ours["curves"]["train"]["loss"][0][1], "the first losses are of the same weights"
+    assert len(data["training"]["noise"]["curves"]["train"]["loss"]) == len(ours["curves"]["train"]["loss"])
+    assert data["training"]["noise"]["curves"]["train"]["loss"][-1][1] > 0
+    printed = capsys.readouterr().out
+    for row in data["training"]["summary"]:
+        assert row["title"] in printed
+        for key in ("PyTorch", "Flax", "difference"):
+            assert site.written(row[key], row["kind"]) in printed
+    titles = [row["title"] for row in data["training"]["summary"]]
+    assert titles == [title for title, _ in runs.FIGURES.values() if "validation" not in title]
+    assert sum(map(sum, ours["confusion"]["counts"])) == sum(map(sum, theirs["confusion"]["counts"])) == 360
+    assert not list((tmp_path / "runs").glob("tmp*")), "the moved runs leave nothing behind"
+    manifest = tmp_path / "runs" / "flax" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"batches_sha256": {', '"batches_sha256": {"0": "other",'))
+    with pytest.raises(UserError, match="different batches"):
+        compare._check_batches(tmp_path / "runs")
+    with pytest.raises(UserError, match="File exists"):
+        compare.compare(options)
+
+
+def test_the_envelope_is_the_largest_difference_so_far() -> None:
+    base: runs.Curves = {"train": {"loss": [(1, 1.0), (2, 1.0), (3, 1.0)]}}
+    moved: list[runs.Curves] = [
+        {"train": {"loss": [(1, 1.1), (2, 1.0), (3, 0.8)]}},
+        {"train": {"loss": [(1, 1.0), (2, 1.4), (3, 1.0)]}},
+    ]
+    found = runs.envelope(base, moved)["train"]["loss"]
+    assert [step for step, _ in found] == [1, 2, 3]
+    assert [width for _, width in found] == pytest.approx([0.1, 0.4, 0.4])

@@ -12,6 +12,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.pipeline import Batch
 from common.recipes import Precision
+from common.run import peak_resident_bytes
 
 
 def pick_device(name: str) -> torch.device:
@@ -53,6 +54,11 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that tensors held on a GPU so far, or this process on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident_bytes()
 
 
 def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -20,7 +20,7 @@ from common.pipeline import Batch, batches, steps_per_epoch
 from common.recipes import Recipe
 from common.run import default_folder, open_or_create, write_manifest
 from torch_impl import checkpoint, weights
-from torch_impl.device import check_precision, compute_in, describe, pick_device, to_device
+from torch_impl.device import check_precision, compute_in, describe, peak_memory, pick_device, to_device
 from torch_impl.dropout import StepKey, share_dropout
 from torch_impl.evaluate import evaluate
 from torch_impl.init import initialize
@@ -165,7 +165,7 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
     best = checkpoint.load_model(run.checkpoint(journal.final_epoch(), "torch"), arch)
     about = {"class_names": train.class_names, "preprocess": recipe.preprocess}
     weights.save(run.path / "model.safetensors", best, arch, state.step, **about)
-    journal.close()
+    journal.close(peak_memory(device))
     return run.path
 
 

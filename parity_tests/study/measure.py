@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,10 +19,12 @@ import torch_impl
 import torch_impl.preprocess
 from common import datasets, exchange
 from common.arch import Arch, AvgPool, ConvSpec, MaxPool, get_arch
+from common.errors import UserError
 from common.initializers import get_init
 from common.networks import Network
+from common.photos import open_image
 from common.pipeline import Batch, central_square
-from common.predictions import to_batch
+from common.predictions import to_batch, to_pixels
 from common.recipes import RECIPES, get_recipe
 from flax_impl import convert
 from flax_impl import device as flax_device
@@ -81,13 +84,22 @@ def fresh_network(recipe_name: str, arch_name: str | None = None) -> Network:
     return Network(None, arch, recipe, names)
 
 
-def image_for(network: Network) -> tuple[np.ndarray, str]:
-    """A digit for networks of one channel, else a photograph; both are parts of scikit-learn.
+def image_for(network: Network, file: Path | None = None) -> tuple[np.ndarray, str]:
+    """The image of a file; without one a digit for networks of one channel, else a photograph, both scikit-learn's.
 
     Returns:
         uint8 (height, width, channels), and what it shows.
+
+    Raises:
+        UserError: the file cannot be read as an image, or is too narrow.
     """
     height, _, channels = network.stored
+    if file:
+        image = open_image(file, channels)
+        try:
+            return to_pixels(image, network), file.name
+        except UserError as error:
+            raise UserError(f"{file}: {error}.") from error
     if channels == 1:
         digits = datasets.load("digits")[1]
         images, labels = digits.source.read(digits.ids[[_DIGIT]], None)
@@ -125,7 +137,7 @@ def torch_activations(subject: Subject, precision: str) -> tuple[Arrays, Arrays]
         x = torch_impl.preprocess.preprocess(images, draws, network.recipe.preprocess, getattr(torch, precision))
         model(x)
     state = {name: t.numpy() for name, t in model.state_dict().items() if exchange.COUNTER not in name}
-    return {"input": x.numpy(), **seen}, state
+    return _with_flat({"input": x.numpy(), **seen}, network.arch), state
 
 
 def flax_activations(subject: Subject, state: Mapping[str, np.ndarray], precision: str) -> tuple[Arrays, Arrays]:
@@ -142,7 +154,7 @@ def flax_activations(subject: Subject, state: Mapping[str, np.ndarray], precisio
             if "__call__" in calls and name != "__call__":
                 seen[name] = np.asarray(calls["__call__"][0])
     flat = {"/".join(path): array for path, array in flatten_dict(variables).items()}
-    return {name: _channels_first(name, array, arch) for name, array in seen.items()}, flat
+    return _with_flat({name: _channels_first(name, array, arch) for name, array in seen.items()}, arch), flat
 
 
 def measure(subject: Subject) -> tuple[dict[str, Any], Arrays, Arrays]:
@@ -157,14 +169,12 @@ def measure(subject: Subject) -> tuple[dict[str, Any], Arrays, Arrays]:
             names = mapping(arch, state, variables)
             weights_seen = state
     layers = []
-    for name, facts in costs(arch).items():
-        row = {"name": name, **facts, "parameter_names": names.get(name, []), "statistics": {}, "difference": {}}
-        if name in outputs["float32"][0] and name in outputs["float32"][1]:
-            ours, theirs = outputs["float32"]
-            row["statistics"] = {"PyTorch": statistics(ours[name]), "Flax": statistics(theirs[name])}
-            row["difference"] = {key: difference(a[name], b[name]) for key, (a, b) in outputs.items()}
-        layers.append(row)
     ours, theirs = outputs["float32"]
+    for name, facts in costs(arch).items():
+        row = {"name": name, **facts, "parameter_names": names.get(name, [])}
+        row["statistics"] = {"PyTorch": statistics(ours[name]), "Flax": statistics(theirs[name])}
+        row["difference"] = {key: difference(a[name], b[name]) for key, (a, b) in outputs.items()}
+        layers.append(row)
     last = layers[-1]["name"]
     return (
         {
@@ -295,7 +305,21 @@ def _is_layer(module: Any, method: str) -> bool:
     return method == "__call__" and len(module.path) == 1
 
 
+def _with_flat(seen: Arrays, arch: Arch) -> Arrays:
+    """Add what is no module in Flax: in evaluation the first dropout hands on what was flattened, and that the pool's.
+
+    So both are taken where the next layer has received them, in both frameworks.
+    """
+    flat = seen[_first_dropout(arch)]
+    height, width, channels = arch.feature_size
+    return {**seen, "flatten": flat, "pool": flat.reshape(-1, channels, height, width)}
+
+
+def _first_dropout(arch: Arch) -> str:
+    return next(arch.named_dense())[0].replace("fc", "drop")
+
+
 def _channels_first(name: str, array: np.ndarray, arch: Arch) -> np.ndarray:
-    if name == next(arch.named_dense())[0].replace("fc", "drop"):
+    if name == _first_dropout(arch):
         return array.reshape(-1, *arch.feature_size).transpose(0, 3, 1, 2).reshape(array.shape)
     return array.transpose(0, 3, 1, 2) if array.ndim == 4 else array

@@ -13,14 +13,19 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-COLOURS = {"PyTorch": "#d1491f", "Flax": "#1f77c4"}
+from parity_tests.study.runs import Curves, Points
+
+COLOURS = {"PyTorch": "#d1491f", "Flax": "#1f77c4", "float32": "#8a63d2", "float64": "#2f9e63"}
 WIDTHS = {"PyTorch": 4.0, "Flax": 1.5}  # so that both are seen where they lie on each other
-SPLIT_STYLES = {"train": "-", "val": ":", "test": "--"}
+SPLIT_STYLES: dict[str, dict[str, str]] = {
+    "train": {"linestyle": "-"},
+    "val": {"linestyle": ":", "marker": "^"},
+    "test": {"linestyle": "--", "marker": "o"},
+}
 MAPS = 32  # of each layer
 SIDE = 640  # pixels that a picture is enlarged to, about
 
 _INK = "#123456"  # stands for the page's own colour of text
-_SMALLEST = 1e-18  # what a difference of zero is drawn as
 
 
 def save(array: np.ndarray, path: Path) -> None:
@@ -48,6 +53,12 @@ def feature_maps(activation: np.ndarray) -> np.ndarray:
     return _grid([_colour(tile) for tile in _stretch(maps[:MAPS])])
 
 
+def confusion(counts: Sequence[Sequence[int]]) -> np.ndarray:
+    """The share of each true class's examples (rows) that each guess (columns) has, by its square root."""
+    table = np.asarray(counts, np.float64)
+    return _colour(np.sqrt(table / table.sum(1, keepdims=True).clip(1)))
+
+
 def _stretch(array: np.ndarray) -> np.ndarray:
     low, high = array.min(), array.max()
     return (array - low) / (high - low if high > low else 1)
@@ -72,50 +83,100 @@ def _grid(tiles: Sequence[np.ndarray]) -> np.ndarray:
     return sheet
 
 
-def curves(runs: Mapping[str, Mapping[str, Any]], apart: Mapping[str, Any], key: str, identity: str) -> Markup:
+def curves(
+    runs: Mapping[str, Curves], apart: Curves, noise: Curves, key: str, title: str, identity: str, *, lower: bool = True
+) -> Markup:
     """Both frameworks' curves of a key over each other, and their difference below on a log axis.
 
     Args:
-        runs: by framework, [step, value] pairs by split and key.
-        apart: the absolute differences, likewise.
-        key: "loss" or "accuracy".
+        runs: by framework.
+        apart: the absolute differences.
+        noise: the self-noise of PyTorch's curves, drawn behind both.
+        key: of the curves.
+        title: of the key.
         identity: of the picture on its page; its elements' names begin with it.
+        lower: whether to draw the differences.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": identity, "font.size": 10}):
-        figure = Figure(figsize=(7, 4.6), layout="constrained")
-        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+        figure = Figure(figsize=(8, 5 if lower else 2.6), layout="constrained")
+        axes = figure.subplots(2 if lower else 1, 1, sharex=True, squeeze=False, height_ratios=(3, 2)[: 1 + lower])
+        upper = axes[0, 0]
+        for split, keys in noise.items():
+            _band(upper, runs["PyTorch"].get(split, {}).get(key, []), keys.get(key, []), split)
         for framework, splits in runs.items():
             for split, keys in splits.items():
                 if keys.get(key):
-                    style = {"color": COLOURS[framework], "linestyle": SPLIT_STYLES[split]}
-                    upper.plot(
-                        *zip(*keys[key], strict=True),
-                        label=f"{framework}, {split}",
-                        linewidth=WIDTHS[framework],
-                        **style,
-                    )
-        for split, keys in apart.items():
-            if keys.get(key):
-                steps, values = zip(*keys[key], strict=True)
-                drawn = [max(value, _SMALLEST) for value in values]
-                lower.plot(steps, drawn, color=_INK, linestyle=SPLIT_STYLES[split], label=split, linewidth=1.2)
-                lower.set_yscale("log")
-        upper.set(ylabel=key)
-        lower.set(ylabel="difference", xlabel="step")
-        for axis in (upper, lower):
+                    style = {"color": COLOURS[framework], "linewidth": WIDTHS[framework], **SPLIT_STYLES[split]}
+                    upper.plot(*zip(*keys[key], strict=True), label=f"{framework}, {split}", **style)
+        upper.set(ylabel=title)
+        _legend(upper)
+        if lower:
+            _differences(axes[1, 0], apart, noise, key)
+        axes[-1, 0].set(xlabel="step")
+        for axis in axes.flat:
             _ink(axis)
-        if upper.lines:
-            upper.legend(frameon=False, labelcolor=_INK, ncols=2)
-        if lower.lines:
-            lower.legend(frameon=False, labelcolor=_INK, ncols=3)
-        else:
-            lower.text(0.5, 0.5, "no step in common", transform=lower.transAxes, ha="center", color=_INK)
-        return _inline(
-            figure, identity, f"{key} of both frameworks over steps, and their absolute difference on a log axis"
-        )
+        about = f"{title} of both frameworks over steps"
+        return _inline(figure, identity, about + (", and their absolute difference on a log axis" if lower else ""))
+
+
+def _band(axis: Any, base: Points, noise: Points, split: str) -> None:
+    """The band that the base curve's own noise spans."""
+    width = dict(noise)
+    inside = [(step, value - width[step], value + width[step]) for step, value in base if step in width]
+    if inside:
+        axis.fill_between(*zip(*inside, strict=True), color=_INK, alpha=0.18, linewidth=0, label=f"self-noise, {split}")
+
+
+def _differences(axis: Any, apart: Curves, noise: Curves, key: str) -> None:
+    """The differences of a key with the self-noise behind them; a difference of zero lies on the bottom edge."""
+    drawn = {split: keys[key] for split, keys in apart.items() if keys.get(key)}
+    behind = {split: keys[key] for split, keys in noise.items() if keys.get(key)}
+    axis.set(ylabel="difference")
+    if not drawn:
+        axis.text(0.5, 0.5, "no step in common", transform=axis.transAxes, ha="center", color=_INK)
+        return
+    sizes = [value for points in (*drawn.values(), *behind.values()) for _, value in points if value > 0]
+    floor = min(sizes, default=1e-16) / 3
+    for split, points in behind.items():
+        steps, widths = zip(*points, strict=True)
+        drawn_to = [max(width, floor) for width in widths]
+        axis.fill_between(steps, floor, drawn_to, color=_INK, alpha=0.18, linewidth=0, label=f"self-noise, {split}")
+    for split, points in drawn.items():
+        steps, values = zip(*points, strict=True)
+        axis.plot(steps, [max(value, floor) for value in values], color=_INK, label=split, **SPLIT_STYLES[split])
+    axis.set_yscale("log")
+    axis.set_ylim(bottom=floor)
+    _legend(axis)
+
+
+def by_layer(layers: Sequence[Mapping[str, Any]], identity: str) -> Markup:
+    """The largest relative difference of each layer's output, in each precision, on a log axis."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    names = [layer["name"] for layer in layers]
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": identity, "font.size": 10}):
+        figure = Figure(figsize=(8, 3.2), layout="constrained")
+        axis = figure.subplots()
+        for precision, marker in (("float32", "o"), ("float64", "D")):
+            sizes = [layer["difference"][precision]["relative"] or None for layer in layers]
+            shown = [(name, size) for name, size in zip(names, sizes, strict=True) if size]
+            if shown:
+                axis.plot(*zip(*shown, strict=True), marker, color=COLOURS[precision], label=precision)
+            axis.axhline(float(np.finfo(precision).eps), color=COLOURS[precision], linewidth=1, linestyle=":")
+        axis.set_yscale("log")
+        axis.set_xticks(range(len(names)), names, rotation=0 if len(names) < 12 else 30)
+        axis.set(ylabel="largest difference")
+        _legend(axis)
+        _ink(axis)
+        return _inline(figure, identity, "the largest difference of each layer's output over its largest value")
+
+
+def _legend(axis: Any) -> None:
+    axis.legend(frameon=False, labelcolor=_INK, ncols=3, fontsize=9)
 
 
 def _ink(axis: Any) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +15,10 @@ from markupsafe import Markup
 
 from common import exchange
 from common.errors import UserError
+from common.evaluation import COUNTS_FIT
 from common.recipes import DEFAULT
 from common.run import package_versions, write_json, write_text
+from parity_tests import mutants, table
 from parity_tests.study import deviations, measure, pictures, runs, source
 from parity_tests.study.measure import Arrays, Subject
 from parity_tests.study.notes import notes
@@ -32,6 +34,12 @@ PAGES = {
     "parity": "Parity",
     "deviations": "What differs",
 }
+_UNITS = {
+    "percent": (100, "{:.1f} %"),
+    "seconds": (1, "{:,.1f} s"),
+    "rate": (1, "{:,.0f}"),
+    "memory": (2**-20, "{:,.0f} MiB"),
+}
 FRAMEWORKS: dict[str, Any] = {"PyTorch": "torch", "Flax": "flax"}
 
 
@@ -43,6 +51,8 @@ class Options:
         recipe: whose network and preprocessing are shown, where no run says so.
         run_torch: a run folder of torch_impl, for curves and trained weights.
         run_flax: one of flax_impl.
+        noise: the noise.json of a comparison: the self-noise of the curves.
+        image: a file to measure and draw the layers on, instead of one of scikit-learn's images.
         arch: show this architecture instead of the recipe's, with fresh weights.
         out: folder for the pages.
     """
@@ -50,6 +60,8 @@ class Options:
     recipe: str = DEFAULT
     run_torch: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     run_flax: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    noise: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    image: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     arch: str | None = None
     out: Path = Path("site")
 
@@ -63,14 +75,14 @@ def build(
         options: of the command.
         subject: what is measured; by default what the options say.
         root: holds torch_impl and flax_impl, whose source is shown.
-        results: holds parity-cpu.json and curve-*.json.
+        results: holds parity-cpu.json, mutants-cpu.json and curve-*.json.
 
     Returns:
         The first page.
 
     Raises:
-        UserError: a layer or a function has no counterpart in the other framework, a name is unknown, or the folder
-            cannot be written.
+        UserError: a layer or a function has no counterpart in the other framework, a name is unknown, the image cannot
+            be read, or the folder cannot be written.
     """
     pairs = {name: source.model_pair(name, root) for name in source.MODELS}
     block = source.block_pair(root)
@@ -87,15 +99,19 @@ def build(
     data: dict[str, Any] = {
         "network": network | {"class": kind, "problems": problems},
         "training": _training(options),
-        "parity": _parity(results),
+        "parity": _table(results / "parity-cpu.json", {*(column.name for column in fields(table.Row)), "verdict"}),
+        "mutants": _table(results / "mutants-cpu.json", set(mutants.COLUMNS)),
         "curves": _curve_files(results),
         "deviations": deviations.tables(),
         "versions": package_versions(),
     }
     data["pictures"] = _pictures(options.out, subject, network, activations, weights)
-    drawn = _drawn(data["training"])
+    data["pictures"]["confusions"] = _confusions(options.out, data["training"]["runs"])
+    drawn = _drawn(data["training"]) | {"layers": pictures.by_layer(network["layers"], "layers")}
     ordered = [pairs[kind], *(pair for name, pair in pairs.items() if name != kind)]
-    _render(options.out, data, {"pairs": ordered, "block": block, "modules": modules, "drawn": drawn})
+    shown = {key: title for key, title in runs.KEYS.items() if key in drawn}
+    sources = {"pairs": ordered, "block": block, "modules": modules, "drawn": drawn, "curves": shown}
+    _render(options.out, data, sources | {"parity": _by_check(data["parity"]["rows"])})
     return options.out / "index.html"
 
 
@@ -107,7 +123,7 @@ def find_subject(options: Options, problems: list[str]) -> Subject:
         problems: takes a sentence for each run whose weights cannot be read.
 
     Raises:
-        UserError: an unknown recipe or architecture.
+        UserError: an unknown recipe or architecture, or an image that cannot be read.
     """
     given = {"PyTorch": options.run_torch, "Flax": options.run_flax}
     for name, path in given.items() if not options.arch else ():
@@ -123,13 +139,13 @@ def find_subject(options: Options, problems: list[str]) -> Subject:
         except UserError as error:
             problems.append(str(error))
             continue
-        return Subject(network, tensors, f"trained in {name}, {path}", *measure.image_for(network))
+        return Subject(network, tensors, f"trained in {name}, {path}", *measure.image_for(network, options.image))
     network = measure.fresh_network(options.recipe, options.arch)
     recipe = network.recipe
     how = (
         f"untrained: initial weights of the recipe {recipe.name} ({recipe.init}, seed {recipe.seed}), drawn by PyTorch"
     )
-    return Subject(network, None, how, *measure.image_for(network))
+    return Subject(network, None, how, *measure.image_for(network, options.image))
 
 
 def _claim(out: Path) -> None:
@@ -147,28 +163,44 @@ def _claim(out: Path) -> None:
 def _training(options: Options) -> dict[str, Any]:
     given = {"PyTorch": options.run_torch, "Flax": options.run_flax}
     found = {name: runs.read_run(path, FRAMEWORKS[name]) for name, path in given.items()}
-    return {"runs": found, "differences": runs.differences(found["PyTorch"], found["Flax"])}
+    ours, theirs, noise = found["PyTorch"], found["Flax"], runs.read_noise(options.noise)
+    return {
+        "runs": found,
+        "summary": runs.summary(ours, theirs, noise["curves"]),
+        "differences": runs.differences(ours["curves"], theirs["curves"]),
+        "noise": noise,
+    }
 
 
 def _drawn(training: Mapping[str, Any]) -> dict[str, Markup]:
     """The curves' pictures by key, where there is anything to draw."""
     lines = {name: run["curves"] for name, run in training["runs"].items()}
-    keys = [key for key in runs.KEYS if any(key in split for run in lines.values() for split in run.values())]
-    return {key: pictures.curves(lines, training["differences"], key, f"curves-{key}") for key in keys}
+    apart, noise = training["differences"], training["noise"]["curves"]
+    return {
+        key: pictures.curves(lines, apart, noise, key, title, f"curves-{key}", lower=key != "lr")
+        for key, title in runs.KEYS.items()
+        if any(key in split for run in lines.values() for split in run.values())
+    }
 
 
-def _parity(results: Path) -> dict[str, Any]:
-    found, problem = runs.read_result(results / "parity-cpu.json")
-    if not problem and not (isinstance(found, dict) and isinstance(found.get("rows"), list)):
-        problem = "parity-cpu.json holds no table."
+def _table(path: Path, columns: Set[str]) -> dict[str, Any]:
+    """A filed table: what is wrong with it, device, versions and rows."""
+    found, problem = runs.read_result(path)
+    rows = found.get("rows") if isinstance(found, dict) else None
+    if not problem and not (rows and all(isinstance(row, dict) and columns <= row.keys() for row in rows)):
+        problem = f"{path.name} holds no table of {', '.join(sorted(columns))}."
     if problem:
         return {"problem": problem, "rows": []}
-    return {
-        "problem": "",
-        "device": found.get("device", ""),
-        "versions": found.get("versions", {}),
-        "rows": found["rows"],
-    }
+    about = {"device": found.get("device", ""), "versions": found.get("versions", {})}
+    return {"problem": "", **about, "rows": rows}
+
+
+def _by_check(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, int]]]:
+    """Where each architecture's check in each precision stands among the rows."""
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    for place, row in enumerate(rows):
+        found.setdefault(row["arch"], {}).setdefault(row["check"], {})[row["precision"]] = place
+    return found
 
 
 def _curve_files(results: Path) -> dict[str, Any]:
@@ -214,6 +246,16 @@ def _pictures(
     return {"image": "pictures/image.png", "filters": "pictures/filters.png", "first": first, "maps": maps}
 
 
+def _confusions(out: Path, found: Mapping[str, Any]) -> dict[str, str]:
+    """Draw the confusion matrices that are too large for a table; by framework, the file."""
+    files = {}
+    for name, run in found.items():
+        if run["confusion"] and len(run["confusion"]["names"]) > COUNTS_FIT:
+            files[name] = f"pictures/confusion-{FRAMEWORKS[name]}.png"
+            pictures.save(pictures.confusion(run["confusion"]["counts"]), out / files[name])
+    return files
+
+
 def lookup(data: Any, key: str) -> Any:
     """The value at a path of names and indices, "network/layers/0/parameters"."""
     for part in key.split("/"):
@@ -222,11 +264,12 @@ def lookup(data: Any, key: str) -> Any:
 
 
 def written(value: Any, kind: str = "") -> str:
-    """A figure as the pages write it: integers in full, others to three digits."""
+    """A figure as the pages write it: integers in full, others to three digits; or with the unit of its kind."""
     if value is None:
         return "none"
-    if kind == "percent":
-        return f"{100 * value:.1f} %"
+    if kind in _UNITS:
+        factor, form = _UNITS[kind]
+        return form.format(factor * value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
 
 
@@ -249,7 +292,8 @@ def _render(out: Path, data: dict[str, Any], sources: Mapping[str, Any]) -> None
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(figure=figure, pages=PAGES, names=source.FRAMEWORKS, references=deviations.ABOUT)
+    environment.globals.update(figure=figure, pages=PAGES, names=source.FRAMEWORKS, frameworks=FRAMEWORKS)
+    environment.globals.update(references=deviations.ABOUT, mutant_columns=mutants.COLUMNS, precisions=table.PRECISIONS)
     write_json(out / "data.json", shown)
     for page in PAGES:
         html = environment.get_template(f"{page}.html").render(page=page, data=shown, **sources)

@@ -145,7 +145,7 @@ def module_pair(module: str, root: Path = ROOT) -> Pair:
         raise UserError(f"The functions of {module}.py are in another order in torch_impl than in flax_impl.")
     parts = {}
     for name, (tree, text) in files.items():
-        part = parts[name] = _Part(1, len(text.splitlines()))
+        part = parts[name] = _Part(1, len(text.removesuffix("\n").split("\n")))
         for node in _functions(tree):
             part.mark(node, node.name, node.name)
     return _pair(f"{module}.py", module, files, parts, names["torch"])
@@ -215,7 +215,7 @@ def coloured(text: str) -> list[Markup]:
     """Python source as one piece of HTML for each line; what is not markup of ours is escaped."""
     formatter = HtmlFormatter(nowrap=True)
     html = highlight(text, PythonLexer(stripnl=False), formatter)
-    return [Markup(line) for line in html.splitlines()]  # Pygments escapes the source
+    return [Markup(line) for line in html.split("\n")]  # Pygments escapes the source
 
 
 def _pair(

@@ -21,27 +21,30 @@ for (const compare of document.querySelectorAll("[data-pair]")) {
     }
   };
 
-  const pointed = (event) => {
+  const choose = (event) => {
     const member = event.target.closest("[data-group]");
-    if (member) show(member.dataset.group);
+    if (!member) return;
+    show(member.dataset.group);
+    compare.classList.add("chosen");
   };
-  compare.addEventListener("mouseover", pointed);
-  compare.addEventListener("focusin", pointed);
+  const close = () => compare.classList.remove("chosen"); // on a narrow screen the panel covers the sources
+
+  compare.addEventListener("mousemove", choose); // not mouseover, which scrolling under a resting pointer fires too
+  compare.addEventListener("focusin", choose);
+  compare.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") close();
+  });
   compare.addEventListener("click", (event) => {
+    choose(event);
+    if (event.target.closest(".close")) close();
     const link = event.target.closest("a[data-group]");
     if (!link) return;
-    const group = link.dataset.group;
-    show(group);
-    if ("list" in link.dataset) {
-      const line = compare.querySelector(`.line[data-group="${group}"]`);
-      if (line) {
-        event.preventDefault();
-        line.scrollIntoView({ block: "center", inline: "nearest" });
-      }
-      return;
-    }
-    const panel = document.getElementById(`layer-${group}`);
-    if (panel && compare.contains(panel)) {
+    const line = compare.querySelector(`.line[data-group="${link.dataset.group}"]`);
+    const panel = document.getElementById(`layer-${link.dataset.group}`);
+    if ("list" in link.dataset && line) {
+      event.preventDefault();
+      line.scrollIntoView({ block: "center", inline: "nearest" });
+    } else if (panel && compare.contains(panel)) {
       event.preventDefault();
       panel.focus({ preventScroll: true });
     }
@@ -50,5 +53,6 @@ for (const compare of document.querySelectorAll("[data-pair]")) {
   if (panels.length) {
     const named = [...panels].find((panel) => `#${panel.id}` === location.hash);
     show((named ?? panels[0]).dataset.panel);
+    if (named) compare.classList.add("chosen");
   }
 }

@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c requiremen
 LOCK := pyproject.toml requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help train-torch train-flax evaluate-torch evaluate-flax predict predict-torch predict-flax export-torch export-flax summary weights data test test-full test-gpu parity ablation mutants study lint lock clean
+.PHONY: help train-torch train-flax evaluate-torch evaluate-flax predict predict-torch predict-flax export-torch export-flax summary weights data test test-full test-gpu parity ablation mutants study compare lint lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list every target
@@ -66,11 +66,15 @@ parity: .venv/.test  ## compare every architecture in every precision, print the
 ablation: .venv/.torch .venv/.flax  ## train RECIPE with one part or technique changed at a time, three seeds each, and file the table
 	$(BIN)/python benchmarks/ablation.py $(RECIPE) $(ARGS)
 
-mutants: .venv/.test  ## plant every fault and print where the comparer finds it
+mutants: .venv/.test  ## plant every fault, print where the comparer finds it and file the table
 	$(BIN)/python -m parity_tests.mutants $(ARGS)
 
-study: .venv/.study  ## write both implementations side by side as pages into site/; RECIPE=..., with RUN_TORCH=..., RUN_FLAX=... curves
-	$(BIN)/python -m parity_tests.study --recipe $(RECIPE) $(if $(RUN_TORCH),--run-torch "$(RUN_TORCH)") $(if $(RUN_FLAX),--run-flax "$(RUN_FLAX)") $(ARGS)
+study: .venv/.study  ## write both implementations side by side as pages into site/; RECIPE=... IMAGE=...; RUN_TORCH=... RUN_FLAX=... NOISE=... add curves
+	$(BIN)/python -m parity_tests.study --recipe $(RECIPE) $(if $(RUN_TORCH),--run-torch "$(RUN_TORCH)") $(if $(RUN_FLAX),--run-flax "$(RUN_FLAX)") \
+		$(if $(NOISE),--noise "$(NOISE)") $(if $(IMAGE),--image "$(IMAGE)") $(ARGS)
+
+compare: .venv/.study  ## train RECIPE in both frameworks from the same weights and draws, print a table and write site/ with both runs
+	$(BIN)/python -m parity_tests.study.compare $(RECIPE) $(ARGS)
 
 lint: .venv/.test
 	$(BIN)/ruff check .

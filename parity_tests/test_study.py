@@ -232,7 +232,7 @@ def test_the_data_hold_what_was_measured(data: Any) -> None:
         assert layer["statistics"]["PyTorch"]["max"] == pytest.approx(layer["statistics"]["Flax"]["max"], rel=1e-4)
     training = data["training"]
     assert training["differences"]["test"]["loss"] == [[20, pytest.approx(1e-3)]]
-    summary = {row["title"].split(",")[0].split(" after")[0]: row for row in training["summary"]}
+    summary = {row["title"].split(",")[0]: row for row in training["summary"]}
     assert summary["test loss"]["difference"] == pytest.approx(1e-3)
     assert summary["test loss"]["noise"] == 1e-5
     assert summary["training loss"]["PyTorch"] == pytest.approx((0.2 + 0.1) / 2)
@@ -590,6 +590,7 @@ def test_the_envelope_is_the_largest_difference_so_far() -> None:
         {"train": {"loss": [(1, 1.1), (2, 1.0), (3, 0.8)]}},
         {"train": {"loss": [(1, 1.0), (2, 1.4), (3, 1.0)]}},
     ]
-    found = runs.envelope(base, moved)["train"]["loss"]
+    found = runs.envelope(base, moved, 1e-7)["train"]["loss"]
     assert [step for step, _ in found] == [1, 2, 3]
     assert [width for _, width in found] == pytest.approx([0.1, 0.4, 0.4])
+    assert runs.envelope(base, [base], 1e-7)["train"]["loss"] == [(step, 32e-7) for step in (1, 2, 3)]

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 from unittest import mock
 
+import numpy as np
 import torch
 import tyro
 from rich.console import Console
@@ -152,7 +153,8 @@ def _measure_noise(recipe: Recipe, options: Options, folder: Path) -> Path:
         with TemporaryDirectory(dir=folder) as scratch:
             run = _moved_run(recipe, replace(given, out=Path(scratch) / "run"), seed)
             moved.append(runs.read_run(run, "torch")["curves"])
-    curves = runs.envelope(runs.read_run(folder / "torch", "torch")["curves"], moved)
+    eps = float(np.finfo(recipe.param_dtype).eps)
+    curves = runs.envelope(runs.read_run(folder / "torch", "torch")["curves"], moved, eps)
     path = folder / "noise.json"
     write_json(path, {"recipe": recipe.name, "epochs": recipe.epochs, "runs": options.moved, "curves": curves})
     return path

@@ -25,6 +25,8 @@ SPLIT_STYLES: dict[str, dict[str, str]] = {
 MAPS = 32  # of each layer
 SIDE = 640  # pixels that a picture is enlarged to, about
 
+_TILE = 32  # pixels that a tile has at least, about
+_GAP = 3
 _INK = "#123456"  # stands for the page's own colour of text
 
 
@@ -72,37 +74,39 @@ def _colour(unit: np.ndarray) -> np.ndarray:
 
 
 def _grid(tiles: Sequence[np.ndarray]) -> np.ndarray:
-    """Tiles in rows, one grey pixel apart."""
+    """Tiles in rows, a little apart; small ones are enlarged first, so that the gaps stay thin."""
+    factor = max(1, _TILE // tiles[0].shape[0])
+    tiles = [tile.repeat(factor, 0).repeat(factor, 1) for tile in tiles]
     columns = min(len(tiles), 8)
     height, width = tiles[0].shape[:2]
     rows = ceil(len(tiles) / columns)
-    sheet = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, 3), 128, np.uint8)
+    sheet = np.full((rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, 3), 128, np.uint8)
     for place, tile in enumerate(tiles):
-        top, left = place // columns * (height + 1), place % columns * (width + 1)
+        top, left = place // columns * (height + _GAP), place % columns * (width + _GAP)
         sheet[top : top + height, left : left + width] = tile
     return sheet
 
 
 def curves(
-    runs: Mapping[str, Curves], apart: Curves, noise: Curves, key: str, title: str, identity: str, *, lower: bool = True
+    runs: Mapping[str, Curves], apart: Curves | None, noise: Curves, key: str, title: str, identity: str
 ) -> Markup:
     """Both frameworks' curves of a key over each other, and their difference below on a log axis.
 
     Args:
         runs: by framework.
-        apart: the absolute differences.
+        apart: the absolute differences, drawn below; None leaves them out.
         noise: the self-noise of PyTorch's curves, drawn behind both.
         key: of the curves.
         title: of the key.
         identity: of the picture on its page; its elements' names begin with it.
-        lower: whether to draw the differences.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": identity, "font.size": 10}):
-        figure = Figure(figsize=(8, 5 if lower else 2.6), layout="constrained")
-        axes = figure.subplots(2 if lower else 1, 1, sharex=True, squeeze=False, height_ratios=(3, 2)[: 1 + lower])
+        figure = Figure(figsize=(6.4, 2.2 if apart is None else 4.4), layout="constrained")
+        heights = (1,) if apart is None else (3, 2)
+        axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)
         upper = axes[0, 0]
         for split, keys in noise.items():
             _band(upper, runs["PyTorch"].get(split, {}).get(key, []), keys.get(key, []), split)
@@ -113,13 +117,15 @@ def curves(
                     upper.plot(*zip(*keys[key], strict=True), label=f"{framework}, {split}", **style)
         upper.set(ylabel=title)
         _legend(upper)
-        if lower:
+        if apart is None:
+            upper.set_ylim(bottom=0)
+        else:
             _differences(axes[1, 0], apart, noise, key)
         axes[-1, 0].set(xlabel="step")
         for axis in axes.flat:
             _ink(axis)
         about = f"{title} of both frameworks over steps"
-        return _inline(figure, identity, about + (", and their absolute difference on a log axis" if lower else ""))
+        return _inline(figure, identity, about + (", and their absolute difference on a log axis" if apart else ""))
 
 
 def _band(axis: Any, base: Points, noise: Points, split: str) -> None:
@@ -127,7 +133,13 @@ def _band(axis: Any, base: Points, noise: Points, split: str) -> None:
     width = dict(noise)
     inside = [(step, value - width[step], value + width[step]) for step, value in base if step in width]
     if inside:
-        axis.fill_between(*zip(*inside, strict=True), color=_INK, alpha=0.18, linewidth=0, label=f"self-noise, {split}")
+        axis.fill_between(
+            *zip(*inside, strict=True),
+            color=_INK,
+            alpha=0.18,
+            linewidth=0,
+            label="self-noise" if split == "train" else "",
+        )
 
 
 def _differences(axis: Any, apart: Curves, noise: Curves, key: str) -> None:
@@ -143,7 +155,9 @@ def _differences(axis: Any, apart: Curves, noise: Curves, key: str) -> None:
     for split, points in behind.items():
         steps, widths = zip(*points, strict=True)
         drawn_to = [max(width, floor) for width in widths]
-        axis.fill_between(steps, floor, drawn_to, color=_INK, alpha=0.18, linewidth=0, label=f"self-noise, {split}")
+        axis.fill_between(
+            steps, floor, drawn_to, color=_INK, alpha=0.18, linewidth=0, label="self-noise" if split == "train" else ""
+        )
     for split, points in drawn.items():
         steps, values = zip(*points, strict=True)
         axis.plot(steps, [max(value, floor) for value in values], color=_INK, label=split, **SPLIT_STYLES[split])
@@ -159,7 +173,7 @@ def by_layer(layers: Sequence[Mapping[str, Any]], identity: str) -> Markup:
 
     names = [layer["name"] for layer in layers]
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": identity, "font.size": 10}):
-        figure = Figure(figsize=(8, 3.2), layout="constrained")
+        figure = Figure(figsize=(6.4, 3), layout="constrained")
         axis = figure.subplots()
         for precision, marker in (("float32", "o"), ("float64", "D")):
             sizes = [layer["difference"][precision]["relative"] or None for layer in layers]

@@ -14,16 +14,17 @@ from typing import Any
 from common.errors import UserError
 from common.networks import of_run
 from common.run import Framework, RunFolder
+from parity_tests.noise import FLOOR
 
 SPLITS = ("train", "val", "test")
 KEYS = {"loss": "loss", "accuracy": "accuracy", "lr": "learning rate"}
 
 # What a run came to: the key of a figure, what it is, and how the pages write it.
 FIGURES = {
-    "train loss": ("training loss, mean of the last epoch", ""),
-    "test loss": ("test loss after the last epoch", ""),
-    "test accuracy": ("test accuracy after the last epoch", "percent"),
-    "val accuracy": ("validation accuracy after the last epoch", "percent"),
+    "train loss": ("training loss, last epoch", ""),
+    "test loss": ("test loss, last epoch", ""),
+    "test accuracy": ("test accuracy, last epoch", "percent"),
+    "val accuracy": ("validation accuracy, last epoch", "percent"),
     "seconds": ("time in training steps", "seconds"),
     "images/s": ("images per second, median", "rate"),
     "memory": ("peak memory", "memory"),
@@ -145,17 +146,23 @@ def differences(ours: Curves, theirs: Curves) -> Curves:
     return found
 
 
-def envelope(base: Curves, moved: Sequence[Curves]) -> Curves:
-    """By split and key, the largest difference of any moved run from the base run, up to each step."""
+def envelope(base: Curves, moved: Sequence[Curves], eps: float) -> Curves:
+    """By split and key, the largest difference of any moved run from the base run, up to each step.
+
+    Args:
+        base: the run as it is.
+        moved: runs whose weights were moved by one unit in the last place.
+        eps: that unit, for the numbers from 1 to 2; a loss is given at least `noise.FLOOR` of its own.
+    """
     found: Curves = {}
     for other in moved:
         for split, keys in differences(base, other).items():
             for key, points in keys.items():
                 highest = accumulate((value for _, value in points), max)
-                before = dict(found.get(split, {}).get(key, []))
-                widths = [
-                    (step, max(high, before.get(step, 0.0))) for (step, _), high in zip(points, highest, strict=True)
-                ]
+                least = {step: FLOOR * eps * abs(value) if key == "loss" else 0.0 for step, value in base[split][key]}
+                before = least | dict(found.get(split, {}).get(key, []))
+                steps = [step for step, _ in points]
+                widths = [(step, max(high, before[step])) for step, high in zip(steps, highest, strict=True)]
                 found.setdefault(split, {})[key] = widths
     return found
 

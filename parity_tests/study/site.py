@@ -18,7 +18,7 @@ from common.errors import UserError
 from common.evaluation import COUNTS_FIT
 from common.recipes import DEFAULT
 from common.run import package_versions, write_json, write_text
-from parity_tests import mutants, table
+from parity_tests import mutants, noise, table
 from parity_tests.study import deviations, measure, pictures, runs, source
 from parity_tests.study.measure import Arrays, Subject
 from parity_tests.study.notes import notes
@@ -163,21 +163,21 @@ def _claim(out: Path) -> None:
 def _training(options: Options) -> dict[str, Any]:
     given = {"PyTorch": options.run_torch, "Flax": options.run_flax}
     found = {name: runs.read_run(path, FRAMEWORKS[name]) for name, path in given.items()}
-    ours, theirs, noise = found["PyTorch"], found["Flax"], runs.read_noise(options.noise)
+    ours, theirs, moved = found["PyTorch"], found["Flax"], runs.read_noise(options.noise)
     return {
         "runs": found,
-        "summary": runs.summary(ours, theirs, noise["curves"]),
+        "summary": runs.summary(ours, theirs, moved["curves"]),
         "differences": runs.differences(ours["curves"], theirs["curves"]),
-        "noise": noise,
+        "noise": moved,
     }
 
 
 def _drawn(training: Mapping[str, Any]) -> dict[str, Markup]:
     """The curves' pictures by key, where there is anything to draw."""
     lines = {name: run["curves"] for name, run in training["runs"].items()}
-    apart, noise = training["differences"], training["noise"]["curves"]
+    apart, width = training["differences"], training["noise"]["curves"]
     return {
-        key: pictures.curves(lines, apart, noise, key, title, f"curves-{key}", lower=key != "lr")
+        key: pictures.curves(lines, *((apart, width) if key != "lr" else (None, {})), key, title, f"curves-{key}")
         for key, title in runs.KEYS.items()
         if any(key in split for run in lines.values() for split in run.values())
     }
@@ -294,6 +294,7 @@ def _render(out: Path, data: dict[str, Any], sources: Mapping[str, Any]) -> None
     )
     environment.globals.update(figure=figure, pages=PAGES, names=source.FRAMEWORKS, frameworks=FRAMEWORKS)
     environment.globals.update(references=deviations.ABOUT, mutant_columns=mutants.COLUMNS, precisions=table.PRECISIONS)
+    environment.globals.update(floor=noise.FLOOR, factor=noise.FACTOR)
     write_json(out / "data.json", shown)
     for page in PAGES:
         html = environment.get_template(f"{page}.html").render(page=page, data=shown, **sources)

@@ -175,12 +175,12 @@ def _training(options: Options) -> dict[str, Any]:
 def _drawn(training: Mapping[str, Any]) -> dict[str, Markup]:
     """The curves' pictures by key, where there is anything to draw."""
     lines = {name: run["curves"] for name, run in training["runs"].items()}
-    apart, width = training["differences"], training["noise"]["curves"]
-    return {
-        key: pictures.curves(lines, *((apart, width) if key != "lr" else (None, {})), key, title, f"curves-{key}")
-        for key, title in runs.KEYS.items()
-        if any(key in split for run in lines.values() for split in run.values())
-    }
+    drawn = {}
+    for key, title in runs.KEYS.items():
+        apart, width = (None, {}) if key == "lr" else (training["differences"], training["noise"]["curves"])
+        if any(key in split for run in lines.values() for split in run.values()):
+            drawn[key] = pictures.curves(lines, apart, width, key, title, f"curves-{key}")
+    return drawn
 
 
 def _table(path: Path, columns: Set[str]) -> dict[str, Any]:

@@ -187,7 +187,8 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
         The folder's path.
 
     Raises:
-        UserError: data, weights or folder are not as needed; says what to do.
+        UserError: data, weights or folder are not as needed, or training cannot go on; says what to do.
+        Stopped: a signal has asked to stop.
     """
     train, test = datasets.load(recipe.dataset, options.data_dir)
     arch = recipe.model_arch(train.image, len(train.class_names))
@@ -197,40 +198,58 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
     steps, device = steps_per_epoch(train, recipe), pick_device(options.device)
     check_precision(recipe.precision, device)
     state = init_state(recipe, arch, steps, device)
-    state, fresh = start_weights(state, arch, options)
-    run = open_or_create(options.out or default_folder(recipe, "flax"), recipe, "flax", resume=options.resume)
-    write_manifest(run, "flax", describe(device), arch, train.class_names)
-    state, first = checkpoint.resume(run, state) if options.resume else (state, 0)
-    cli.announce(run, describe(device), arch, train, splits, fresh, first)
-    journal = Journal(run, steps, options.log_every)
-    for epoch in range(first, recipe.epochs):
-        with journal.epoch(epoch) as record:
-            for batch in batches(train, recipe, epoch, train=True):
-                state, sums = train_step(state, *to_device(batch, device))
-                record(batch, sums)
-        scores = {split: evaluate(state.model, state.variables, data, recipe) for split, data in splits.items()}
-        checkpoint.save(run.checkpoint(epoch + 1, "flax"), state)
-        journal.scores(epoch, scores, record)
-        plots.curves(run)
-    best = checkpoint.load_variables(run.checkpoint(journal.final_epoch(), "flax"), arch, recipe.param_dtype)
-    about = {"class_names": train.class_names, "preprocess": recipe.preprocess}
-    convert.save(run.path / "model.safetensors", best, arch, int(state.step), **about)
-    journal.close()
+    state, fresh = (state, None) if options.resume else start_weights(state, arch, options.init_from)
+    out = options.out or default_folder(recipe, "flax")
+    with open_or_create(out, recipe, "flax", resume=options.resume) as run:
+        write_manifest(run, "flax", describe(device), arch, train.class_names, options.init_from)
+        journal = Journal(run, "flax", arch, steps, options.log_every, options.checkpoint_every, options.keep)
+        state, resumed = checkpoint.resume(journal, state) if options.resume else (state, False)
+        if options.resume and not resumed:
+            state, fresh = start_weights(state, arch, run.init_from)
+        cli.announce(journal, describe(device), train, splits, fresh)
+        state = train_epochs(state, train, splits, journal)
+        best = checkpoint.load_variables(run.checkpoint(journal.final_epoch(), "flax"), arch, recipe.param_dtype)
+        about = {"class_names": train.class_names, "preprocess": recipe.preprocess}
+        convert.save(run.path / "model.safetensors", best, arch, int(state.step), **about)
+        journal.close()
     return run.path
 
 
-def start_weights(
-    state: TrainState, arch: Arch, options: cli.TrainOptions
-) -> tuple[TrainState, tuple[str, ...] | None]:
+def train_epochs(
+    state: TrainState, train: datasets.Dataset, splits: dict[datasets.Split, datasets.Dataset], journal: Journal
+) -> TrainState:
+    """Train from where the journal stands to the last epoch, with a checkpoint and an evaluation after each.
+
+    Raises:
+        NonFiniteError: the loss or a parameter became NaN or infinite.
+        Stopped: a signal has asked to stop; a checkpoint is written.
+    """
+    recipe, device = state.recipe, jax.tree.leaves(state.params)[0].device
+    with journal.stop.waiting():
+        for epoch in range(journal.progress.epochs, recipe.epochs):
+            with journal.epoch(epoch) as record:
+                for batch in batches(train, recipe, epoch, train=True, start=record.done):
+                    state, sums = train_step(state, *to_device(batch, device))
+                    record(batch, sums)
+                    if record.due:
+                        checkpoint.save(record.path, state, record.progress())
+                        record.saved()
+            scores = {split: evaluate(state.model, state.variables, data, recipe) for split, data in splits.items()}
+            journal.scores(epoch, scores, record)
+            plots.curves(journal.run)
+            checkpoint.save(record.path, state, record.progress())
+            record.saved()
+    return state
+
+
+def start_weights(state: TrainState, arch: Arch, init_from: Path | None) -> tuple[TrainState, tuple[str, ...] | None]:
     """Load the weights that the recipe or `--init-from` asks for.
 
     Returns:
         The state, and the layers that stayed fresh; None when nothing was loaded.
     """
-    if options.resume:
-        return state, None
-    if options.init_from:
-        variables, fresh = convert.load_partial(options.init_from, state.variables, arch)
+    if init_from:
+        variables, fresh = convert.load_partial(init_from, state.variables, arch)
     elif state.recipe.pretrained != "no":
         backbone = state.recipe.pretrained == "backbone"
         variables, fresh = convert.load_pretrained(state.variables, arch, backbone=backbone)

@@ -138,7 +138,8 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
         The folder's path.
 
     Raises:
-        UserError: data, weights or folder are not as needed; says what to do.
+        UserError: data, weights or folder are not as needed, or training cannot go on; says what to do.
+        Stopped: a signal has asked to stop.
     """
     train, test = datasets.load(recipe.dataset, options.data_dir)
     arch = recipe.model_arch(train.image, len(train.class_names))
@@ -148,37 +149,55 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
     steps, device = steps_per_epoch(train, recipe), pick_device(options.device)
     check_precision(recipe.precision, device)
     state = init_state(recipe, arch, steps, device)
-    fresh = start_weights(state, arch, options)
-    run = open_or_create(options.out or default_folder(recipe, "torch"), recipe, "torch", resume=options.resume)
-    write_manifest(run, "torch", describe(device), arch, train.class_names)
-    first = checkpoint.resume(run, state) if options.resume else 0
-    cli.announce(run, describe(device), arch, train, splits, fresh, first)
-    journal = Journal(run, steps, options.log_every)
-    for epoch in range(first, recipe.epochs):
-        with journal.epoch(epoch) as record:
-            for batch in batches(train, recipe, epoch, train=True):
-                record(batch, train_step(state, batch))
-        scores = {split: evaluate(state.model, data, recipe) for split, data in splits.items()}
-        checkpoint.save(run.checkpoint(epoch + 1, "torch"), state)
-        journal.scores(epoch, scores, record)
-        plots.curves(run)
-    best = checkpoint.load_model(run.checkpoint(journal.final_epoch(), "torch"), arch)
-    about = {"class_names": train.class_names, "preprocess": recipe.preprocess}
-    weights.save(run.path / "model.safetensors", best, arch, state.step, **about)
-    journal.close()
+    fresh = None if options.resume else start_weights(state, arch, options.init_from)
+    out = options.out or default_folder(recipe, "torch")
+    with open_or_create(out, recipe, "torch", resume=options.resume) as run:
+        write_manifest(run, "torch", describe(device), arch, train.class_names, options.init_from)
+        journal = Journal(run, "torch", arch, steps, options.log_every, options.checkpoint_every, options.keep)
+        if options.resume and not checkpoint.resume(journal, state):
+            fresh = start_weights(state, arch, run.init_from)
+        cli.announce(journal, describe(device), train, splits, fresh)
+        train_epochs(state, train, splits, journal)
+        best = checkpoint.load_model(run.checkpoint(journal.final_epoch(), "torch"), arch)
+        about = {"class_names": train.class_names, "preprocess": recipe.preprocess}
+        weights.save(run.path / "model.safetensors", best, arch, state.step, **about)
+        journal.close()
     return run.path
 
 
-def start_weights(state: TrainState, arch: Arch, options: cli.TrainOptions) -> tuple[str, ...] | None:
+def train_epochs(
+    state: TrainState, train: datasets.Dataset, splits: dict[datasets.Split, datasets.Dataset], journal: Journal
+) -> None:
+    """Train from where the journal stands to the last epoch, with a checkpoint and an evaluation after each.
+
+    Raises:
+        NonFiniteError: the loss or a parameter became NaN or infinite.
+        Stopped: a signal has asked to stop; a checkpoint is written.
+    """
+    recipe = state.recipe
+    with journal.stop.waiting():
+        for epoch in range(journal.progress.epochs, recipe.epochs):
+            with journal.epoch(epoch) as record:
+                for batch in batches(train, recipe, epoch, train=True, start=record.done):
+                    record(batch, train_step(state, batch))
+                    if record.due:
+                        checkpoint.save(record.path, state, record.progress())
+                        record.saved()
+            scores = {split: evaluate(state.model, data, recipe) for split, data in splits.items()}
+            journal.scores(epoch, scores, record)
+            plots.curves(journal.run)
+            checkpoint.save(record.path, state, record.progress())
+            record.saved()
+
+
+def start_weights(state: TrainState, arch: Arch, init_from: Path | None) -> tuple[str, ...] | None:
     """Load the weights that the recipe or `--init-from` asks for.
 
     Returns:
         The layers that stayed fresh; None when nothing was loaded.
     """
-    if options.resume:
-        return None
-    if options.init_from:
-        return weights.load_partial(options.init_from, state.model, arch)
+    if init_from:
+        return weights.load_partial(init_from, state.model, arch)
     if state.recipe.pretrained == "no":
         return None
     return weights.load_pretrained(state.model, arch, backbone=state.recipe.pretrained == "backbone")

@@ -445,13 +445,9 @@ def _checkpoint(run: RunFolder, framework: Framework, arch: Arch) -> Path:
 
     path, progress = run.checkpoint(1, framework), Progress.start(run.recipe, arch)
     if framework == "torch":
-        torch_impl.checkpoint.save(
-            path, torch_state(run.recipe, arch, 1, torch.device("cpu")), Progress.start(run.recipe, arch)
-        )
+        torch_impl.checkpoint.save(path, torch_state(run.recipe, arch, 1, torch.device("cpu")), progress)
     else:
-        flax_impl.checkpoint.save(
-            path, flax_state(run.recipe, arch, 1, jax.devices("cpu")[0]), Progress.start(run.recipe, arch)
-        )
+        flax_impl.checkpoint.save(path, flax_state(run.recipe, arch, 1, jax.devices("cpu")[0]), progress)
     return path
 
 

@@ -109,11 +109,10 @@ class Journal:
         self.arch, self.checkpoint_every, self.keep = arch, checkpoint_every, keep
         self.stop = Stop()
         self.best: dict[str, tuple[float, int]] = {}
-        self.progress = Progress.start(self.recipe, arch)
+        self.progress = Progress.start(self.recipe, arch)  # of the checkpoint that training starts from
 
-    def resume(self, progress: Progress | None) -> None:
-        """Go on from where a checkpoint was written, or from the beginning; later rows are dropped."""
-        self.progress = progress or self.progress
+    def rewind(self) -> None:
+        """Drop the rows that were written after `progress`, and say so if other packages wrote that."""
         self.run.rewind(self.progress.epoch, self.progress.rows)
         for row in self.run.metrics():
             if row["split"] != "train":

@@ -89,22 +89,18 @@ def load_variables(path: Path, arch: Arch, precision: str = "float32") -> dict[s
     return _read(path, variables=_like(shapes))["variables"]
 
 
-def resume(journal: Journal, state: TrainState) -> tuple[TrainState, bool]:
-    """Load the newest checkpoint of a run that is whole, and go on in the journal from there.
+def load_newest(journal: Journal, state: TrainState) -> tuple[TrainState, Progress | None]:
+    """Load the newest checkpoint of a run that is whole, setting damaged ones aside.
 
     Returns:
-        The state, and whether there is one; without, the journal begins anew.
+        The state, and where it was written; None if there is none.
     """
     for path in reversed(journal.run.checkpoints("flax")):
         try:
-            state, progress = load(path, state)
+            return load(path, state)
         except DamagedError as error:
             journal.set_aside(path, error)
-        else:
-            journal.resume(progress)
-            return state, True
-    journal.resume(None)
-    return state, False
+    return state, None
 
 
 def _like(target: Any) -> ocp.args.StandardRestore:

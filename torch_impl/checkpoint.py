@@ -83,21 +83,18 @@ def load_model(path: Path, arch: Arch, precision: str = "float32") -> AlexNet | 
     return model
 
 
-def resume(journal: Journal, state: TrainState) -> bool:
-    """Load the newest checkpoint of a run that is whole, and go on in the journal from there.
+def load_newest(journal: Journal, state: TrainState) -> Progress | None:
+    """Load the newest checkpoint of a run that is whole, setting damaged ones aside.
 
     Returns:
-        Whether there is one; without, the journal begins anew.
+        Where it was written; None if there is none.
     """
     for path in reversed(journal.run.checkpoints("torch")):
         try:
-            journal.resume(load(path, state))
+            return load(path, state)
         except DamagedError as error:
             journal.set_aside(path, error)
-        else:
-            return True
-    journal.resume(None)
-    return False
+    return None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -55,6 +55,11 @@ def describe(device: torch.device) -> str:
     return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory is full; of CPU memory PyTorch has no class of its own."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
+
+
 def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Images uint8 (N, H, W, C), labels int64 (N,) and draws on the device; the copies do not wait for it."""
 

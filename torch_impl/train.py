@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from traceback import clear_frames
 
 import torch
 import torch.nn.functional as F
@@ -12,15 +15,16 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn import Parameter
 from torch.optim.lr_scheduler import LambdaLR
 
-from common import cli, datasets, plots
+from common import cli, datasets, faults, plots
 from common.arch import Arch
+from common.errors import NonFiniteError, UserError
 from common.initializers import get_init
 from common.journal import Journal
 from common.pipeline import Batch, batches, steps_per_epoch
 from common.recipes import Recipe
 from common.run import default_folder, open_or_create, write_manifest
 from torch_impl import checkpoint, weights
-from torch_impl.device import check_precision, compute_in, describe, pick_device, to_device
+from torch_impl.device import check_precision, compute_in, describe, is_out_of_memory, pick_device, to_device
 from torch_impl.dropout import StepKey, share_dropout
 from torch_impl.evaluate import evaluate
 from torch_impl.init import initialize
@@ -154,13 +158,22 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
     with open_or_create(out, recipe, "torch", resume=options.resume) as run:
         write_manifest(run, "torch", describe(device), arch, train.class_names, options.init_from)
         journal = Journal(run, "torch", arch, steps, options.log_every, options.checkpoint_every, options.keep)
-        if options.resume and not checkpoint.resume(journal, state):
-            fresh = start_weights(state, arch, run.init_from)
+        if options.resume:
+            fresh = restore(state, journal)
+            journal.rewind()
         cli.announce(journal, describe(device), train, splits, fresh)
-        train_epochs(state, train, splits, journal)
+        try:
+            train_epochs(state, train, splits, journal)
+        except (NonFiniteError, RuntimeError, MemoryError) as error:
+            clear_frames(error.__traceback__)  # which hold what fills the device
+            del state
+            begin = partial(init_state, recipe, arch, steps, device)
+            if fault := diagnose(error, begin, train, journal):
+                raise UserError(fault) from error
+            raise
         best = checkpoint.load_model(run.checkpoint(journal.final_epoch(), "torch"), arch)
         about = {"class_names": train.class_names, "preprocess": recipe.preprocess}
-        weights.save(run.path / "model.safetensors", best, arch, state.step, **about)
+        weights.save(run.path / "model.safetensors", best, arch, recipe.epochs * steps, **about)
         journal.close()
     return run.path
 
@@ -188,6 +201,71 @@ def train_epochs(
             plots.curves(journal.run)
             checkpoint.save(record.path, state, record.progress())
             record.saved()
+
+
+def restore(state: TrainState, journal: Journal) -> tuple[str, ...] | None:
+    """Load the newest checkpoint of a run that is whole, or the weights that it began with.
+
+    Returns:
+        As `start_weights`.
+    """
+    progress = checkpoint.load_newest(journal, state)
+    if progress:
+        journal.progress = progress
+        return None
+    return start_weights(state, journal.arch, journal.run.init_from)
+
+
+def diagnose(
+    error: Exception, begin: Callable[[], TrainState], train: datasets.Dataset, journal: Journal
+) -> str | None:
+    """What an error in training means and what to do, found by repeating steps; None where it is no known fault.
+
+    Args:
+        error: of `train_epochs`.
+        begin: makes the state that the run began with, without given weights.
+        train: the training split.
+        journal: of the run.
+    """
+    if not isinstance(error, NonFiniteError):
+        if not is_out_of_memory(error):
+            return None
+        return faults.out_of_memory(journal, train, lambda batch: train_step(begin(), batch), is_out_of_memory)
+    state = begin()
+    restore(state, journal)
+    for step, batch in journal.repeat(train, error.step):
+        if where := nonfinite_layer(state, batch):
+            return faults.not_finite(journal, where, step)
+        train_step(state, batch)
+    return faults.not_finite(journal, str(error), error.step)
+
+
+@torch.no_grad()
+def nonfinite_layer(state: TrainState, batch: Batch) -> str | None:
+    """Where a training step's forward pass first meets NaN or infinity; None where it does not."""
+    parameter = next(state.model.parameters())
+    for name, value in state.model.named_parameters():
+        if not value.isfinite().all():
+            return f"the parameters of {name.split('.')[0]}"
+    found: list[str] = []
+
+    def watch(name: str, output: Tensor) -> None:
+        if not output.isfinite().all():
+            found.append(name)
+
+    hooks = [
+        module.register_forward_hook(lambda _, inputs, output, name=name: watch(name, output))
+        for name, module in state.model.named_children()
+    ]
+    images, _, draws = to_device(batch, parameter.device)
+    x = mix(preprocess(images, draws, state.recipe.preprocess, parameter.dtype), draws)
+    state.dropout.at(state.step)
+    state.dropout.row = 0
+    with compute_in(state.recipe.precision, x.device):
+        state.model.train()(x)
+    for hook in hooks:
+        hook.remove()
+    return f"the output of {found[0]}" if found else None
 
 
 def start_weights(state: TrainState, arch: Arch, init_from: Path | None) -> tuple[str, ...] | None:

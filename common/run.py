@@ -90,7 +90,9 @@ class RunFolder:
     def recipe(self) -> Recipe:
         """The recipe as it ran, overrides included."""
         file = self.path / "recipe.json"
-        return from_dict(read_json(file), Recipe, str(file))
+        recipe = from_dict(read_json(file), Recipe, str(file))
+        recipe.check()
+        return recipe
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -160,11 +162,14 @@ class RunFolder:
             UserError: a line is not a row, with its number.
         """
         file, rows = self.path / "metrics.jsonl", []
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines() if file.exists() else [], 1):
+        for number, line in enumerate(file.read_bytes().splitlines() if file.exists() else [], 1):
             try:
-                rows.append(json.loads(line))
-            except ValueError as error:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{file}, line {number} is not valid JSON: {error}.") from error
+            if not isinstance(row, dict) or not {"step", "epoch", "split"} <= row.keys():
+                raise UserError(f"{file}, line {number} is no row of metrics: it lacks step, epoch or split.")
+            rows.append(row)
         return rows
 
     def log(self, **row: Any) -> None:

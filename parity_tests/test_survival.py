@@ -8,8 +8,11 @@ import re
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
@@ -20,12 +23,17 @@ import jax
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis.strategies import integers
 
 import common.files
 from common import cli, exchange
 from common.arch import ARCHS, Arch
+from common.errors import DamagedError, UserError
 from common.journal import Progress
+from common.photos import open_image
 from common.run import Framework, RunFolder, Scores, package_versions
+from parity_tests import fuzz, soak
 from parity_tests.material import narrow
 from parity_tests.test_runs import TRAIN, both, quick, reproducible, snapshot
 
@@ -314,20 +322,29 @@ def test_out_of_memory_says_what_fits(framework: Framework, tmp_path: Path, monk
 
 
 @both
-def test_a_full_disk(framework: Framework, calm: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_full_disk(
+    framework: Framework, calm: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Files may grow to 64 KiB and no further: the checkpoint cannot be written, the run stays as it was."""
     path, lost = shutil.copytree(calm(framework), tmp_path / "run"), f"epoch_0002{SUFFIX[framework]}"
     common.files.remove(path / "checkpoints" / lost)
     before = snapshot(path / "checkpoints")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
-    try:
-        code, said = train(framework, path, "--resume", "--log-every", 3)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    save, limits = TRAIN[framework].checkpoint.save, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limited(*arguments: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+        try:
+            save(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(TRAIN[framework].checkpoint, "save", limited)
+    code, said = train(framework, path, "--resume", "--log-every", 3)
     assert code == 2
     assert f"error: Cannot write {path / 'checkpoints' / lost}: File too large." in said
+    assert "Traceback" not in said
     assert snapshot(path / "checkpoints") == before
+    monkeypatch.setattr(TRAIN[framework].checkpoint, "save", save)
     assert train(framework, path, "--resume", "--log-every", 3)[0] == 0
     assert_same_run(path, calm(framework))
 
@@ -428,3 +445,74 @@ def train_weights(folder: Path) -> Path:
     shapes = exchange.shapes(tiny_arch())
     exchange.write(path, {n: 0.1 * rng.standard_normal(s, np.float32) for n, s in shapes.items()}, tiny_arch())
     return path
+
+
+@pytest.mark.parametrize("framework", ["torch", pytest.param("flax", marks=pytest.mark.full)])
+def test_kills_from_outside(framework: Framework, tmp_path: Path) -> None:
+    """A short soak: SIGKILL a random moment after the metrics have grown to so many rows."""
+    short, rng = soak.Soak(framework, epochs=6), np.random.default_rng()
+    calm, path = soak.start(short, tmp_path / "calm"), tmp_path / "run"
+    metrics = path / "metrics.jsonl"
+    for rows in (3, 10, 17):
+        process = soak.start(short, path, *(["--resume"] if path.exists() else []))
+        while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= rows):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+    soak.finish(soak.start(short, path, "--resume"))
+    soak.finish(calm)
+    assert soak.differences(path, tmp_path / "calm") == []
+
+
+@pytest.mark.parametrize("kind", fuzz.TARGETS)
+def test_damaged_files_are_refused_or_whole(kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """`python -m parity_tests.fuzz` does it to 10,000."""
+    folder = tmp_path_factory.mktemp("fuzz")
+
+    @settings(max_examples=20, deadline=None, database=None)
+    @given(integers(0, 2**32 - 1))
+    def attack(seed: int) -> None:
+        assert fuzz.attack(kind, seed, folder) in ("refused", "opened")
+
+    attack()
+
+
+class _Code:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.system, ("touch CODE_HAS_RUN",))
+
+
+def test_no_code_in_a_checkpoint_runs(
+    calm: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = shutil.copytree(calm("torch"), tmp_path / "run")
+    file = path / "checkpoints" / "epoch_0002.pt"
+    torch.save({**torch.load(file), "progress": _Code()}, file)
+    code, said = train("torch", path, "--resume", "--log-every", 3)
+    assert code == 2
+    assert f"error: {file} holds more than tensors, so it is not opened: it could run code." in said
+    assert not (tmp_path / "CODE_HAS_RUN").exists()
+
+
+def test_images_have_a_limit(tmp_path: Path) -> None:
+    """A PNG of a few KiB that would unfold to 12 GB."""
+    header = struct.pack(">IIBBBBB", 65_000, 65_000, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1 << 20))), (b"IEND", b"")]
+    body = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    with pytest.raises(UserError, match=r"Cannot read the image .*bomb\.png: it has more than 178,956,970 pixels"):
+        open_image(tmp_path / "bomb.png")
+
+
+def test_sums_lead_nowhere_else(calm: Callable[[str], Path], tmp_path: Path) -> None:
+    """A list of checksums that names a file outside its folder."""
+    path = shutil.copytree(calm("flax") / "checkpoints" / "epoch_0002.orbax", tmp_path / "epoch_0002.orbax")
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    with (path / "SHA256SUMS").open("a") as file:
+        file.write(f"{common.files.sha256(secret)}  ../secret\n")
+    with pytest.raises(DamagedError, match="secret is not the file that was written"):
+        common.files.check_sums(path)

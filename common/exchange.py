@@ -257,6 +257,8 @@ def write(
     Raises:
         UserError: there are class names, but not one for each class, or the file cannot be written.
     """
+    from safetensors.numpy import save_file
+
     metadata = {"arch": json.dumps(to_dict(arch)), COUNTER: str(batches_tracked)}
     if class_names:
         _check_names(class_names, arch, str(path))

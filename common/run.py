@@ -102,12 +102,21 @@ class RunFolder:
     @property
     def arch(self) -> Arch:
         """The architecture, adapted to the dataset."""
-        return from_dict(self.manifest["arch"], Arch, str(self.path / "manifest.json"))
+        return from_dict(self._recorded("arch"), Arch, str(self.path / "manifest.json"))
 
     @property
     def class_names(self) -> list[str]:
         """In label order."""
-        return self.manifest["class_names"]
+        names = self._recorded("class_names")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{self.path / 'manifest.json'} has class_names that are no list of names.")
+        return names
+
+    def _recorded(self, field: str) -> Any:
+        manifest = self.manifest
+        if not isinstance(manifest, dict) or field not in manifest:
+            raise UserError(f"{self.path / 'manifest.json'} is damaged: it does not say the {field} of the run.")
+        return manifest[field]
 
     def checkpoint(self, epochs: int, framework: Framework, step: int | None = None) -> Path:
         """Where the checkpoint after this many epochs goes, or after step `step` in the epoch that follows them."""
@@ -124,7 +133,7 @@ class RunFolder:
         Raises:
             UserError: says what to use instead.
         """
-        made_by = self.manifest["framework"]
+        made_by = self._recorded("framework")
         if made_by != framework:
             raise UserError(
                 f"{self.path} was trained with {made_by}_impl: use `python -m {made_by}_impl.{command}`, "
@@ -199,7 +208,8 @@ class RunFolder:
         whole, newline, cut = file.read_bytes().rpartition(b"\n") if file.exists() else (b"", b"", b"")
         if cut:
             print(f"note: the last line of {file} was cut off; it is dropped", file=sys.stderr)
-            write_text(file, (whole + newline).decode("utf-8"))
+            with atomic(file) as part:
+                part.write_bytes(whole + newline)
 
     def clear_parts(self) -> None:
         """Delete what a killed process left half written."""

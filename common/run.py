@@ -106,7 +106,11 @@ class RunFolder:
 
     @property
     def class_names(self) -> list[str]:
-        """In label order."""
+        """In label order.
+
+        Raises:
+            UserError: the manifest does not say them.
+        """
         names = self._recorded("class_names")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UserError(f"{self.path / 'manifest.json'} has class_names that are no list of names.")

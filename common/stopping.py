@@ -12,8 +12,8 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stopped(Exception):
-    """A signal ended the command; its exit code is 128 + `number`, as a shell has it."""
+class Stopped(BaseException):
+    """A signal ended the command, whose exit code is 128 + `number`. As KeyboardInterrupt, it is no `Exception`."""
 
     def __init__(self, number: int, message: str = "interrupted") -> None:
         super().__init__(message)

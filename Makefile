@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c requiremen
 LOCK := pyproject.toml requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help train-torch train-flax evaluate-torch evaluate-flax predict predict-torch predict-flax export-torch export-flax summary weights data test test-full test-gpu parity ablation mutants study compare lint lock clean
+.PHONY: help train-torch train-flax evaluate-torch evaluate-flax predict predict-torch predict-flax export-torch export-flax summary weights data test test-full test-gpu parity ablation mutants study compare soak fuzz lint lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list every target
@@ -75,6 +75,12 @@ study: .venv/.study  ## write both implementations side by side as pages into si
 
 compare: .venv/.study  ## train RECIPE in both frameworks from the same weights and draws, print a table and write site/ with both runs
 	$(BIN)/python -m parity_tests.study.compare $(RECIPE) $(ARGS)
+
+soak: .venv/.test  ## train for half an hour, killed every 20 to 60 s, in FRAMEWORK, and compare with a calm run bit for bit
+	$(BIN)/python -m parity_tests.soak $(FRAMEWORK) $(ARGS)
+
+fuzz: .venv/.test  ## damage 10,000 files of every kind and open them: each must be refused in a sentence or be whole
+	$(BIN)/python -m parity_tests.fuzz $(ARGS)
 
 lint: .venv/.test
 	$(BIN)/ruff check .

@@ -6,18 +6,20 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGINT
 from typing import Annotated, Literal, Protocol
 
 import tyro
 
 from common import datasets, evaluation, networks, predictions
 from common import export as exports
-from common.arch import Arch
 from common.errors import UserError
+from common.journal import Journal
 from common.networks import Network
 from common.predictions import Predictor
 from common.recipes import ABOUT, DEFAULT, RECIPES, Recipe, get_recipe
 from common.run import Framework, RunFolder, Scores
+from common.stopping import Stopped, stopping_at_once
 
 Device = Literal["auto", "cpu", "gpu"]
 
@@ -34,6 +36,8 @@ class TrainOptions:
         data_dir: where tensorflow-datasets keeps its data (default: TFDS_DATA_DIR, else ~/tensorflow_datasets).
         device: to compute on.
         log_every: steps between two rows of metrics.jsonl.
+        checkpoint_every: steps between two checkpoints within an epoch, besides the one after each (default: none).
+        keep: how many checkpoints stay, the newest; the best stays as well (default: all).
     """
 
     out: Path | None = None
@@ -42,6 +46,21 @@ class TrainOptions:
     data_dir: Path | None = None
     device: Device = "auto"
     log_every: int = 10
+    checkpoint_every: int | None = None
+    keep: int | None = None
+
+    def check(self) -> None:
+        """Refuse values that no run can have.
+
+        Raises:
+            UserError: names the option.
+        """
+        for name in ("log_every", "checkpoint_every", "keep"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
+        if self.resume and not self.out:
+            raise UserError("--resume needs --out RUN, the folder of the run to continue.")
 
 
 @dataclass(frozen=True)
@@ -136,13 +155,10 @@ def train(fit: Callable[[Recipe, TrainOptions], Path], arguments: Sequence[str] 
             description=f"{ABOUT[name]}\n\nRecipes: {', '.join(RECIPES)}.",
         )
         command.recipe.check()
-        if command.options.log_every < 1:
-            raise UserError(f"--log-every is {command.options.log_every}; it must be at least 1.")
-        if command.options.resume and not command.options.out:
-            raise UserError("--resume needs --out RUN, the folder of the run to continue.")
+        command.options.check()
         fit(command.recipe, command.options)
 
-    guard(run, "; continue with --resume --out RUN")
+    guard(run, "; the same command with --resume --out RUN continues it")
 
 
 class Score(Protocol):
@@ -318,33 +334,36 @@ def split(recipe: Recipe, name: datasets.Split, data_dir: Path | None) -> datase
 
 
 def announce(
-    run: RunFolder,
+    journal: Journal,
     device: str,
-    arch: Arch,
     train: datasets.Dataset,
     splits: Mapping[datasets.Split, datasets.Dataset],
     fresh: tuple[str, ...] | None,
-    first: int,
 ) -> None:
     """Say what is about to be trained, on what and where."""
+    recipe, arch, progress = journal.recipe, journal.arch, journal.progress
     height, width, channels = arch.image
     held = " and ".join(f"{len(data):,} {name}" for name, data in splits.items())
-    print(f"{run.recipe.name}: {arch.name}, {arch.parameters:,} parameters, input {height}x{width}x{channels}")
+    print(f"{recipe.name}: {arch.name}, {arch.parameters:,} parameters, input {height}x{width}x{channels}")
     print(f"{train.name}: {len(train):,} training, {held} images, {len(train.class_names)} classes")
     if fresh is not None:
         print(f"starting from given weights; fresh: {', '.join(fresh) or 'nothing'}")
-    if first:
-        print(f"resuming after epoch {first}")
-    print(f"on {device}, into {run.path}\n", flush=True)
+    if progress.finished:
+        print(f"resuming after epoch {progress.epochs}")
+    elif progress.step:
+        print(f"resuming after step {progress.step}, in epoch {progress.epoch + 1}")
+    print(f"on {device}, into {journal.run.path}\n", flush=True)
 
 
 def guard(command: Callable[[], None], interrupted: str = "") -> None:
-    """Run a command; a user's mistake becomes one sentence and exit code 2, Ctrl-C exit code 130 and a hint."""
+    """Run a command. A user's mistake becomes one sentence and exit code 2; Ctrl-C 130, SIGTERM 143 and a hint."""
     try:
-        command()
+        with stopping_at_once():
+            command()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print(f"\ninterrupted{interrupted}", file=sys.stderr)
-        raise SystemExit(130) from None
+    except (Stopped, KeyboardInterrupt) as stopped:
+        number, text = (stopped.number, stopped) if isinstance(stopped, Stopped) else (SIGINT, "interrupted")
+        print(f"\n{text}{interrupted}", file=sys.stderr)
+        raise SystemExit(128 + number) from None

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from common.datasets import Dataset
+from common.files import atomic
 from common.run import Framework, Scores, write_text
 
 Watch = Callable[[np.ndarray, np.ndarray], None]
@@ -183,10 +184,8 @@ def write_probabilities(path: Path, recorder: Recorder, data: Dataset) -> None:
     arrays["class_names"] = np.array(data.class_names)
     if data.files:
         arrays["files"] = np.array(data.files)
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
+    with atomic(path) as part, part.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-    part.replace(path)
 
 
 def write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
@@ -245,4 +244,5 @@ def save_figure(figure: Any, path: Path, dpi: int) -> None:
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
-        figure.savefig(path, dpi=dpi)
+        with atomic(path) as part:
+            figure.savefig(part, dpi=dpi, format="png")

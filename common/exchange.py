@@ -20,6 +20,7 @@ import numpy as np
 from common.arch import Arch
 from common.config import from_dict, to_dict
 from common.errors import UserError
+from common.files import atomic
 from common.recipes import Preprocess
 
 Tensors = dict[str, np.ndarray]
@@ -256,6 +257,8 @@ def write(
     Raises:
         UserError: there are class names, but not one for each class, or the file cannot be written.
     """
+    from safetensors.numpy import save_file
+
     metadata = {"arch": json.dumps(to_dict(arch)), COUNTER: str(batches_tracked)}
     if class_names:
         _check_names(class_names, arch, str(path))
@@ -263,8 +266,9 @@ def write(
     if preprocess:
         metadata["preprocess"] = json.dumps(to_dict(preprocess))
     check_destination(path)
-    # safetensors writes the memory as it lies: a transposed view must be copied first.
-    _write(path, {name: np.asarray(array, order="C") for name, array in tensors.items()}, metadata)
+    with atomic(path) as part:
+        # safetensors writes the memory as it lies: a transposed view must be copied first.
+        save_file({name: np.asarray(array, order="C") for name, array in tensors.items()}, part, metadata)
 
 
 def check_destination(path: Path) -> None:
@@ -281,19 +285,6 @@ def check_destination(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"Cannot make the folder {path.parent}: {error.strerror}.") from error
-
-
-def _write(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    part = path.with_name(path.name + ".part")
-    try:
-        save_file(tensors, part, metadata)
-        part.replace(path)
-    except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
-        raise UserError(f"Cannot write {path}: {error}.") from error
 
 
 def read(path: Path | str) -> tuple[Tensors, dict[str, str]]:

@@ -50,7 +50,7 @@ def steps_per_epoch(data: Dataset, recipe: Recipe) -> int:
     return -(-len(data) // recipe.batch_size)
 
 
-def batches(data: Dataset, recipe: Recipe, epoch: int, *, train: bool) -> Iterator[Batch]:
+def batches(data: Dataset, recipe: Recipe, epoch: int, *, train: bool, start: int = 0) -> Iterator[Batch]:
     """Yield the batches of one pass, reading one ahead in a thread. A smaller last batch is kept.
 
     Args:
@@ -58,6 +58,7 @@ def batches(data: Dataset, recipe: Recipe, epoch: int, *, train: bool) -> Iterat
         recipe: gives the batch size, the preprocessing and the seed.
         epoch: counted from 0; with the seed, it decides the order and every draw.
         train: shuffle and draw at random; else the stored order, central crops and no augmentation.
+        start: how many batches to leave out at the beginning.
     """
     order = draws.order(recipe.seed, epoch, len(data)) if train else np.arange(len(data))
     ids = data.ids[order]
@@ -72,19 +73,21 @@ def batches(data: Dataset, recipe: Recipe, epoch: int, *, train: bool) -> Iterat
     )
     view = _view(recipe, epoch, side, train) if data.image is None else None
 
-    def read(start: int) -> Batch:
-        chosen = ids[start : start + recipe.batch_size]
+    def read(first: int) -> Batch:
+        chosen = ids[first : first + recipe.batch_size]
         images, labels = data.source.read(chosen, view)
         numbers = {name: rows[chosen] for name, rows in table.items()}
         if "share" in numbers:  # the neighbour: in a random order, that is a random partner
             numbers["partner"] = np.roll(np.arange(len(chosen), dtype=np.int32), 1)
         return Batch(images, labels, numbers)
 
-    starts = range(0, len(ids), recipe.batch_size)
+    firsts = range(start * recipe.batch_size, len(ids), recipe.batch_size)
+    if not firsts:
+        return
     with ThreadPoolExecutor(1) as ahead:
-        following = ahead.submit(read, starts[0])
-        for start in starts[1:]:
-            batch, following = following.result(), ahead.submit(read, start)
+        following = ahead.submit(read, firsts[0])
+        for first in firsts[1:]:
+            batch, following = following.result(), ahead.submit(read, first)
             yield batch
         yield following.result()
 

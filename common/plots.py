@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from common.files import atomic
 from common.run import RunFolder
 
 COLOURS = {"train": "#3b6fb6", "val": "#e08a1e", "test": "#b3323a"}
@@ -37,5 +38,6 @@ def curves(run: RunFolder) -> Path:
     axes[2].set_ylim(bottom=0)
     axes[0].legend(frameon=False)
     path = run.path / "curves.png"
-    figure.savefig(path, dpi=120)
+    with atomic(path) as part:
+        figure.savefig(part, dpi=120, format="png")
     return path

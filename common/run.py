@@ -9,6 +9,8 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +20,7 @@ from typing import Any, Literal
 from common.arch import Arch
 from common.config import from_dict, read_json, to_dict
 from common.errors import UserError
+from common.files import PART, atomic, locked, remove, sha256, writing
 from common.recipes import Recipe
 
 Framework = Literal["torch", "flax"]
@@ -55,18 +58,20 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe) -> RunFolder:
-        """Make the folder and write its recipe.
+        """Make the folder and write its recipe; until that is in it, the folder has another name.
 
         Raises:
             UserError: it exists, or cannot be made.
         """
         if path.exists():
             raise UserError(f"{path} exists. Continue that run with --resume, or name another folder with --out.")
+        part = path.with_name(path.name + PART)
         try:
-            (path / "checkpoints").mkdir(parents=True)
+            (part / "checkpoints").mkdir(parents=True, exist_ok=True)
+            write_json(part / "recipe.json", to_dict(recipe))
+            part.rename(path)
         except OSError as error:
             raise UserError(f"Cannot make the run folder {path}: {error.strerror}.") from error
-        write_json(path / "recipe.json", to_dict(recipe))
         return cls(path)
 
     @classmethod
@@ -85,7 +90,9 @@ class RunFolder:
     def recipe(self) -> Recipe:
         """The recipe as it ran, overrides included."""
         file = self.path / "recipe.json"
-        return from_dict(read_json(file), Recipe, str(file))
+        recipe = from_dict(read_json(file), Recipe, str(file))
+        recipe.check()
+        return recipe
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -95,21 +102,30 @@ class RunFolder:
     @property
     def arch(self) -> Arch:
         """The architecture, adapted to the dataset."""
-        return from_dict(self.manifest["arch"], Arch, str(self.path / "manifest.json"))
+        return from_dict(self._recorded("arch"), Arch, str(self.path / "manifest.json"))
 
     @property
     def class_names(self) -> list[str]:
-        """In label order."""
-        return self.manifest["class_names"]
+        """In label order.
 
-    def checkpoint(self, epoch: int, framework: Framework) -> Path:
-        """Where the checkpoint after this many epochs goes."""
-        return self.path / "checkpoints" / f"epoch_{epoch:04d}{SUFFIX[framework]}"
+        Raises:
+            UserError: the manifest does not say them.
+        """
+        names = self._recorded("class_names")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{self.path / 'manifest.json'} has class_names that are no list of names.")
+        return names
 
-    @staticmethod
-    def epoch_of(checkpoint: Path) -> int:
-        """The finished epochs that a checkpoint's name tells."""
-        return int(checkpoint.stem.removeprefix("epoch_"))
+    def _recorded(self, field: str) -> Any:
+        manifest = self.manifest
+        if not isinstance(manifest, dict) or field not in manifest:
+            raise UserError(f"{self.path / 'manifest.json'} is damaged: it does not say the {field} of the run.")
+        return manifest[field]
+
+    def checkpoint(self, epochs: int, framework: Framework, step: int | None = None) -> Path:
+        """Where the checkpoint after this many epochs goes, or after step `step` in the epoch that follows them."""
+        name = f"epoch_{epochs:04d}" + (f"_step_{step:08d}" if step else "")
+        return self.path / "checkpoints" / f"{name}{SUFFIX[framework]}"
 
     def check_framework(self, framework: Framework, command: str = "evaluate") -> None:
         """Refuse a run of the other framework.
@@ -121,12 +137,27 @@ class RunFolder:
         Raises:
             UserError: says what to use instead.
         """
-        made_by = self.manifest["framework"]
+        made_by = self._recorded("framework")
         if made_by != framework:
             raise UserError(
                 f"{self.path} was trained with {made_by}_impl: use `python -m {made_by}_impl.{command}`, "
                 f"or give its model.safetensors, which both frameworks open."
             )
+
+    @property
+    def init_from(self) -> Path | None:
+        """The file of weights that `--init-from` named when the run began.
+
+        Raises:
+            UserError: it is no longer that file.
+        """
+        given = self.manifest.get("init_from")
+        if not given:
+            return None
+        file = Path(given["path"])
+        if not file.is_file() or sha256(file) != given["sha256"]:
+            raise UserError(f"{self.path} began with the weights {file}, which are gone or were changed since.")
+        return file
 
     def checkpoints(self, framework: Framework) -> list[Path]:
         """The finished checkpoints, oldest first.
@@ -144,22 +175,50 @@ class RunFolder:
             UserError: a line is not a row, with its number.
         """
         file, rows = self.path / "metrics.jsonl", []
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines() if file.exists() else [], 1):
+        for number, line in enumerate(file.read_bytes().splitlines() if file.exists() else [], 1):
             try:
-                rows.append(json.loads(line))
-            except ValueError as error:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{file}, line {number} is not valid JSON: {error}.") from error
+            if not isinstance(row, dict) or not {"step", "epoch", "split"} <= row.keys():
+                raise UserError(f"{file}, line {number} is no row of metrics: it lacks step, epoch or split.")
+            rows.append(row)
         return rows
 
     def log(self, **row: Any) -> None:
-        """Append one row to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        """Append one row to metrics.jsonl.
 
-    def forget_after(self, epoch: int) -> None:
-        """Drop the rows of epochs later than this one, which a resumed run writes again."""
-        kept = [row for row in self.metrics() if row["epoch"] <= epoch]
-        write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+        Raises:
+            UserError: it cannot be written.
+        """
+        file = self.path / "metrics.jsonl"
+        with writing(file), file.open("a", encoding="utf-8") as end:
+            end.write(json.dumps(row) + "\n")
+
+    def rewind(self, epochs: int, rows: list[dict[str, Any]]) -> None:
+        """Put metrics.jsonl back to where a checkpoint was written.
+
+        Args:
+            epochs: whose rows stay.
+            rows: of the epoch after them, which the checkpoint carries.
+        """
+        self._drop_cut_line()
+        kept = [row for row in self.metrics() if row["epoch"] <= epochs]
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in [*kept, *rows]))
+
+    def _drop_cut_line(self) -> None:
+        """Take away a last line that was not finished, saying so."""
+        file = self.path / "metrics.jsonl"
+        whole, newline, cut = file.read_bytes().rpartition(b"\n") if file.exists() else (b"", b"", b"")
+        if cut:
+            print(f"note: the last line of {file} was cut off; it is dropped", file=sys.stderr)
+            with atomic(file) as part:
+                part.write_bytes(whole + newline)
+
+    def clear_parts(self) -> None:
+        """Delete what a killed process left half written."""
+        for part in (*self.path.glob(f"*{PART}*"), *(self.path / "checkpoints").glob(f"*{PART}*")):
+            remove(part)
 
 
 def default_folder(recipe: Recipe, framework: Framework) -> Path:
@@ -172,32 +231,55 @@ def default_folder(recipe: Recipe, framework: Framework) -> Path:
     return path
 
 
-def open_or_create(path: Path, recipe: Recipe, framework: Framework, *, resume: bool) -> RunFolder:
-    """The folder of a new run, or of one to be continued with the same recipe (more epochs are welcome).
+@contextmanager
+def open_or_create(path: Path, recipe: Recipe, framework: Framework, *, resume: bool) -> Iterator[RunFolder]:
+    """The folder of a new run, or of one to be continued with the same recipe (more epochs are welcome), locked.
 
     Raises:
-        UserError: a new run's folder exists, or the run to resume is missing or had another recipe.
+        UserError: a new run's folder exists, another process has it, or the run to resume is missing or had another
+            recipe.
     """
     if not resume:
-        return RunFolder.create(path, recipe)
-    if not (path / "recipe.json").is_file():
+        run = RunFolder.create(path, recipe)
+    elif not (path / "recipe.json").is_file():
         raise UserError(f"{path} is not a run folder: nothing to resume. Name the folder itself with --out.")
-    run = RunFolder(path)
-    run.check_framework(framework)
-    if recipe.epochs < run.recipe.epochs:
-        raise UserError(f"{path} is a run of {run.recipe.epochs} epochs: a resumed run cannot have {recipe.epochs}.")
-    if recipe.schedule.name == "cosine" and recipe.epochs != run.recipe.epochs:
-        raise UserError(f"{path} ran with a cosine over {run.recipe.epochs} epochs: a resumed run keeps its epochs.")
-    old, new = to_dict(run.recipe), to_dict(recipe)
-    changed = [name for name in old if old[name] != new[name] and name not in RESUME_MAY_CHANGE]
-    if changed:
-        name = changed[0]
-        raise UserError(f"{path} ran with {name} = {old[name]}, not {new[name]}: a resumed run keeps its recipe.")
-    write_json(path / "recipe.json", new)
-    return run
+    else:
+        run = RunFolder(path)
+    with locked(path):
+        if resume:
+            _check_resumable(run, recipe, framework)
+            run.clear_parts()
+            write_json(path / "recipe.json", to_dict(recipe))
+        yield run
 
 
-def write_manifest(run: RunFolder, framework: Framework, device: str, arch: Arch, class_names: tuple[str, ...]) -> None:
+def _check_resumable(run: RunFolder, recipe: Recipe, framework: Framework) -> None:
+    path, before = run.path, run.recipe
+    if (path / "manifest.json").exists():  # else the run was killed before it began
+        run.check_framework(framework, "train")
+    if recipe.epochs < before.epochs:
+        raise UserError(f"{path} is a run of {before.epochs} epochs: a resumed run cannot have {recipe.epochs}.")
+    if recipe.schedule.name == "cosine" and recipe.epochs != before.epochs:
+        raise UserError(f"{path} ran with a cosine over {before.epochs} epochs: a resumed run keeps its epochs.")
+    if change := changed(before, recipe):
+        name, old, new = change
+        raise UserError(f"{path} ran with {name} = {old}, not {new}: a resumed run keeps its recipe.")
+
+
+def changed(before: Recipe, now: Recipe) -> tuple[str, Any, Any] | None:
+    """The first field that differs, with both values; not the number of epochs, which a resumed run may raise."""
+    old, new = to_dict(before), to_dict(now)
+    return next(((n, old[n], new[n]) for n in old if old[n] != new[n] and n not in RESUME_MAY_CHANGE), None)
+
+
+def write_manifest(
+    run: RunFolder,
+    framework: Framework,
+    device: str,
+    arch: Arch,
+    class_names: tuple[str, ...],
+    init_from: Path | None = None,
+) -> None:
     """Record what the run's numbers depend on besides the recipe; a resumed run keeps what it recorded first."""
     if (run.path / "manifest.json").exists():
         return
@@ -215,6 +297,7 @@ def write_manifest(run: RunFolder, framework: Framework, device: str, arch: Arch
             "versions": package_versions(),
             "class_names": class_names,
             "arch": to_dict(arch),
+            "init_from": {"path": str(init_from.absolute()), "sha256": sha256(init_from)} if init_from else None,
         },
     )
 
@@ -226,9 +309,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    with atomic(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def package_versions(more: tuple[str, ...] = ()) -> dict[str, str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +14,11 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from common.arch import Arch
-from common.errors import UserError
+from common.config import to_dict
+from common.errors import DamagedError, NonFiniteError, UserError, first_line
+from common.files import atomic, check_sums, write_sums
 from common.initializers import get_init
-from common.run import RunFolder
+from common.journal import Journal, Progress
 from flax_impl import convert
 from flax_impl.init import initialize
 from flax_impl.model import build
@@ -22,29 +27,47 @@ if TYPE_CHECKING:
     from flax_impl.train import TrainState
 
 
-def save(path: Path, state: TrainState) -> None:
-    """Write everything that a step changes, whole or not at all (orbax renames a finished folder)."""
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        checkpointer.save(
-            path.absolute(),
-            ocp.args.Composite(
-                variables=ocp.args.StandardSave(state.variables),
-                training=ocp.args.StandardSave(_training(state)),
-            ),
-        )
-
-
-def load(path: Path, state: TrainState) -> TrainState:
-    """A state of the same recipe with a checkpoint's values.
+def save(path: Path, state: TrainState, progress: Progress) -> None:
+    """Write everything that a step changes, whole or not at all.
 
     Raises:
-        UserError: the folder cannot be read, or is of another recipe.
+        NonFiniteError: a parameter is NaN or infinite.
+        UserError: it cannot be written.
     """
-    content = _read(path, variables=state.variables, training=_training(state))
+    if not all(bool(jnp.isfinite(parameter).all()) for parameter in jax.tree.leaves(state.params)):
+        raise NonFiniteError("a parameter is not finite", int(state.step))
+    content = ocp.args.Composite(
+        variables=ocp.args.StandardSave(state.variables),
+        training=ocp.args.StandardSave(_training(state)),
+        progress=ocp.args.JsonSave(to_dict(progress)),
+    )
+    with atomic(path.absolute()) as part:
+        with _quiet(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            checkpointer.save(part, content)
+        write_sums(part)
+
+
+def load(path: Path, state: TrainState) -> tuple[TrainState, Progress]:
+    """A state of the same recipe with a checkpoint's values.
+
+    Returns:
+        The state, and where in the run it was written.
+
+    Raises:
+        DamagedError: the folder is not as it was written.
+        UserError: it is of another recipe or architecture.
+    """
+    fields = _read(path, progress=ocp.args.JsonRestore())["progress"]
+    progress = Progress.read(fields, state.recipe, state.model.arch, path)
+    try:
+        content = _restore(path, variables=_like(state.variables), training=_like(_training(state)))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a checkpoint of this recipe: {error}.") from error
     variables = content["variables"]
-    return state.replace(
+    state = state.replace(
         params=variables["params"], batch_stats=variables.get("batch_stats", {}), **content["training"]
     )
+    return state, progress
 
 
 def _training(state: TrainState) -> dict[str, Any]:
@@ -63,38 +86,49 @@ def load_variables(path: Path, arch: Arch, precision: str = "float32") -> dict[s
         return convert.load(path, arch)
     model = build(arch, param_dtype=jnp.dtype(precision))
     shapes = jax.eval_shape(partial(initialize, model, get_init("torch"), 0))
-    return _read(path, variables=shapes)["variables"]
+    return _read(path, variables=_like(shapes))["variables"]
 
 
-def latest(run: RunFolder) -> Path | None:
-    """The newest checkpoint of a run."""
-    found = run.checkpoints("flax")
-    return found[-1] if found else None
-
-
-def resume(run: RunFolder, state: TrainState) -> tuple[TrainState, int]:
-    """Load the newest checkpoint of a run and drop the metrics written after it.
+def load_newest(journal: Journal, state: TrainState) -> tuple[TrainState, Progress | None]:
+    """Load the newest checkpoint of a run that is whole, setting damaged ones aside.
 
     Returns:
-        The state, and the epochs that are finished.
+        The state, and where it was written; None if there is none.
     """
-    path = latest(run)
-    if path is None:
-        run.forget_after(0)
-        return state, 0
-    state = load(path, state)
-    epoch = run.epoch_of(path)
-    run.forget_after(epoch)
-    return state, epoch
+    for path in reversed(journal.run.checkpoints("flax")):
+        try:
+            return load(path, state)
+        except DamagedError as error:
+            journal.set_aside(path, error)
+    return state, None
 
 
-def _read(path: Path, **targets: Any) -> dict[str, Any]:
+def _like(target: Any) -> ocp.args.StandardRestore:
+    return ocp.args.StandardRestore(target)
+
+
+def _read(path: Path, **parts: Any) -> dict[str, Any]:
     if not path.is_dir():
         raise UserError(f"There is no checkpoint {path}.")
-    restore = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
+    check_sums(path)  # which orbax does not look for
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            content = checkpointer.restore(path.absolute(), ocp.args.Composite(**restore))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged or not a checkpoint of this recipe: {error}.") from error
-    return {name: content[name] for name in targets}
+        return _restore(path, **parts)
+    except Exception as error:  # of any kind, from what damaged bytes can mean
+        raise DamagedError(f"{path} is damaged or not a checkpoint of this recipe: {first_line(error)}.") from error
+
+
+def _restore(path: Path, **parts: Any) -> dict[str, Any]:
+    with _quiet(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        content = checkpointer.restore(path.absolute(), ocp.args.Composite(**parts))
+    return {name: content[name] for name in parts}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep orbax's log off the screen; what it raises says the same."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -65,6 +65,11 @@ def peak_memory(device: jax.Device) -> int:
     return peak_resident_bytes() if device.platform == "cpu" else device.memory_stats()["peak_bytes_in_use"]
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory is full; of it JAX has no class of its own."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
 def to_device(batch: Batch, device: jax.Device) -> tuple[Array, Array, dict[str, Array]]:
     """Images uint8 (N, H, W, C), labels int32 (N,) and draws on the device; the copies do not wait for it."""
     return jax.device_put((batch.images, batch.labels, batch.draws), device)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any
 
 import jax
@@ -15,15 +17,24 @@ from flax import struct
 from flax.training import train_state
 from jax import Array
 
-from common import cli, datasets, plots
+from common import cli, datasets, faults, plots
 from common.arch import Arch
+from common.errors import NonFiniteError, UserError
 from common.initializers import get_init
 from common.journal import Journal
-from common.pipeline import batches, steps_per_epoch
+from common.pipeline import Batch, batches, steps_per_epoch
 from common.recipes import Recipe
 from common.run import default_folder, open_or_create, write_manifest
 from flax_impl import checkpoint, convert
-from flax_impl.device import check_precision, compute_dtype, describe, peak_memory, pick_device, to_device
+from flax_impl.device import (
+    check_precision,
+    compute_dtype,
+    describe,
+    is_out_of_memory,
+    peak_memory,
+    pick_device,
+    to_device,
+)
 from flax_impl.evaluate import evaluate
 from flax_impl.init import initialize
 from flax_impl.layers import dropout_from
@@ -187,7 +198,8 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
         The folder's path.
 
     Raises:
-        UserError: data, weights or folder are not as needed; says what to do.
+        UserError: data, weights or folder are not as needed, or training cannot go on; says what to do.
+        Stopped: a signal has asked to stop.
     """
     train, test = datasets.load(recipe.dataset, options.data_dir)
     arch = recipe.model_arch(train.image, len(train.class_names))
@@ -197,40 +209,129 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
     steps, device = steps_per_epoch(train, recipe), pick_device(options.device)
     check_precision(recipe.precision, device)
     state = init_state(recipe, arch, steps, device)
-    state, fresh = start_weights(state, arch, options)
-    run = open_or_create(options.out or default_folder(recipe, "flax"), recipe, "flax", resume=options.resume)
-    write_manifest(run, "flax", describe(device), arch, train.class_names)
-    state, first = checkpoint.resume(run, state) if options.resume else (state, 0)
-    cli.announce(run, describe(device), arch, train, splits, fresh, first)
-    journal = Journal(run, steps, options.log_every)
-    for epoch in range(first, recipe.epochs):
-        with journal.epoch(epoch) as record:
-            for batch in batches(train, recipe, epoch, train=True):
-                state, sums = train_step(state, *to_device(batch, device))
-                record(batch, sums)
-        scores = {split: evaluate(state.model, state.variables, data, recipe) for split, data in splits.items()}
-        checkpoint.save(run.checkpoint(epoch + 1, "flax"), state)
-        journal.scores(epoch, scores, record)
-        plots.curves(run)
-    best = checkpoint.load_variables(run.checkpoint(journal.final_epoch(), "flax"), arch, recipe.param_dtype)
-    about = {"class_names": train.class_names, "preprocess": recipe.preprocess}
-    convert.save(run.path / "model.safetensors", best, arch, int(state.step), **about)
-    journal.close(peak_memory(device))
+    state, fresh = (state, None) if options.resume else start_weights(state, arch, options.init_from)
+    out = options.out or default_folder(recipe, "flax")
+    with open_or_create(out, recipe, "flax", resume=options.resume) as run:
+        write_manifest(run, "flax", describe(device), arch, train.class_names, options.init_from)
+        journal = Journal(run, "flax", arch, steps, options.log_every, options.checkpoint_every, options.keep)
+        if options.resume:
+            state, fresh = restore(state, journal)
+            journal.rewind()
+        cli.announce(journal, describe(device), train, splits, fresh)
+        try:
+            train_epochs(state, train, splits, journal)
+        except (NonFiniteError, RuntimeError, MemoryError) as error:
+            clear_frames(error.__traceback__)  # which hold what fills the device
+            del state
+            begin = partial(init_state, recipe, arch, steps, device)
+            if fault := diagnose(error, begin, train, journal):
+                raise UserError(fault) from error
+            raise
+        best = checkpoint.load_variables(run.checkpoint(journal.final_epoch(), "flax"), arch, recipe.param_dtype)
+        about = {"class_names": train.class_names, "preprocess": recipe.preprocess}
+        convert.save(run.path / "model.safetensors", best, arch, recipe.epochs * steps, **about)
+        journal.close(peak_memory(device))
     return run.path
 
 
-def start_weights(
-    state: TrainState, arch: Arch, options: cli.TrainOptions
-) -> tuple[TrainState, tuple[str, ...] | None]:
+def train_epochs(
+    state: TrainState, train: datasets.Dataset, splits: dict[datasets.Split, datasets.Dataset], journal: Journal
+) -> None:
+    """Train from where the journal stands to the last epoch, with a checkpoint and an evaluation after each.
+
+    Raises:
+        NonFiniteError: the loss or a parameter became NaN or infinite.
+        Stopped: a signal has asked to stop; a checkpoint is written.
+    """
+    recipe, device = state.recipe, jax.tree.leaves(state.params)[0].device
+    with journal.stop.waiting():
+        for epoch in range(journal.progress.epochs, recipe.epochs):
+            with journal.epoch(epoch) as record:
+                for batch in batches(train, recipe, epoch, train=True, start=record.done):
+                    state, sums = train_step(state, *to_device(batch, device))
+                    record(batch, sums)
+                    if record.due:
+                        checkpoint.save(record.path, state, record.progress())
+                        record.saved()
+            scores = {split: evaluate(state.model, state.variables, data, recipe) for split, data in splits.items()}
+            journal.scores(epoch, scores, record)
+            plots.curves(journal.run)
+            checkpoint.save(record.path, state, record.progress())
+            record.saved()
+
+
+def restore(state: TrainState, journal: Journal) -> tuple[TrainState, tuple[str, ...] | None]:
+    """Load the newest checkpoint of a run that is whole, or the weights that it began with.
+
+    Returns:
+        As `start_weights`.
+    """
+    state, progress = checkpoint.load_newest(journal, state)
+    if progress:
+        journal.progress = progress
+        return state, None
+    return start_weights(state, journal.arch, journal.run.init_from)
+
+
+def diagnose(
+    error: Exception, begin: Callable[[], TrainState], train: datasets.Dataset, journal: Journal
+) -> str | None:
+    """What an error in training means and what to do, found by repeating steps; None where it is no known fault.
+
+    Args:
+        error: of `train_epochs`.
+        begin: makes the state that the run began with, without given weights.
+        train: the training split.
+        journal: of the run.
+    """
+
+    def step_alone(batch: Batch) -> None:
+        state = begin()
+        jax.block_until_ready(train_step(state, *to_device(batch, jax.tree.leaves(state.params)[0].device)))
+
+    if not isinstance(error, NonFiniteError):
+        if not is_out_of_memory(error):
+            return None
+        return faults.out_of_memory(journal, train, step_alone, is_out_of_memory)
+    state, _ = restore(begin(), journal)
+    device = jax.tree.leaves(state.params)[0].device
+    for step, batch in journal.repeat(train, error.step):
+        if where := nonfinite_layer(state, batch):
+            return faults.not_finite(journal, where, step)
+        state, _ = train_step(state, *to_device(batch, device))
+    return faults.not_finite(journal, str(error), error.step)
+
+
+def nonfinite_layer(state: TrainState, batch: Batch) -> str | None:
+    """Where a training step's forward pass first meets NaN or infinity; None where it does not."""
+    arch, dtype = state.model.arch, jnp.dtype(state.recipe.param_dtype)
+    layers = [name for name, _ in (*arch.named_convs(), *arch.named_dense())]
+    for name in layers:
+        if not all(bool(jnp.isfinite(value).all()) for value in jax.tree.leaves(state.params[name])):
+            return f"the parameters of {name}"
+    images, _, draws = to_device(batch, jax.tree.leaves(state.params)[0].device)
+    x = mix(preprocess(images, draws, state.recipe.preprocess, dtype), draws)
+    dropout = jax.random.fold_in(jax.random.key(state.recipe.seed), state.step)
+    _, kept = state.model.apply(
+        state.variables,
+        x,
+        train=True,
+        rngs={"dropout": dropout},
+        mutable=["batch_stats", "intermediates"],
+        capture_intermediates=True,
+    )
+    found = [name for name in layers if not jnp.isfinite(kept["intermediates"][name]["__call__"][0]).all()]
+    return f"the output of {found[0]}" if found else None
+
+
+def start_weights(state: TrainState, arch: Arch, init_from: Path | None) -> tuple[TrainState, tuple[str, ...] | None]:
     """Load the weights that the recipe or `--init-from` asks for.
 
     Returns:
         The state, and the layers that stayed fresh; None when nothing was loaded.
     """
-    if options.resume:
-        return state, None
-    if options.init_from:
-        variables, fresh = convert.load_partial(options.init_from, state.variables, arch)
+    if init_from:
+        variables, fresh = convert.load_partial(init_from, state.variables, arch)
     elif state.recipe.pretrained != "no":
         backbone = state.recipe.pretrained == "backbone"
         variables, fresh = convert.load_pretrained(state.variables, arch, backbone=backbone)

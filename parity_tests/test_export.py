@@ -25,6 +25,7 @@ from common import cli, exchange
 from common import export as exports
 from common.arch import ARCHS, Arch, BatchNorm, MaxPool
 from common.errors import UserError
+from common.journal import Progress
 from common.recipes import RECIPES, get_recipe
 from common.run import Framework, RunFolder, write_manifest
 from flax_impl import convert
@@ -442,11 +443,11 @@ def _checkpoint(run: RunFolder, framework: Framework, arch: Arch) -> Path:
     from flax_impl.train import init_state as flax_state
     from torch_impl.train import init_state as torch_state
 
-    path = run.checkpoint(1, framework)
+    path, progress = run.checkpoint(1, framework), Progress.start(run.recipe, arch)
     if framework == "torch":
-        torch_impl.checkpoint.save(path, torch_state(run.recipe, arch, 1, torch.device("cpu")))
+        torch_impl.checkpoint.save(path, torch_state(run.recipe, arch, 1, torch.device("cpu")), progress)
     else:
-        flax_impl.checkpoint.save(path, flax_state(run.recipe, arch, 1, jax.devices("cpu")[0]))
+        flax_impl.checkpoint.save(path, flax_state(run.recipe, arch, 1, jax.devices("cpu")[0]), progress)
     return path
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import ZipFile
 
 import torch
 
 from common.arch import Arch
-from common.errors import UserError
-from common.run import RunFolder
+from common.config import to_dict
+from common.errors import DamagedError, NonFiniteError, UserError, first_line
+from common.files import atomic
+from common.journal import Journal, Progress
 from torch_impl import weights
 from torch_impl.model import AlexNet, LeNet, build
 
@@ -18,27 +21,39 @@ if TYPE_CHECKING:
     from torch_impl.train import TrainState
 
 
-def save(path: Path, state: TrainState) -> None:
-    """Write everything that a step changes, whole or not at all."""
-    part = path.with_name(path.name + ".part")
+def save(path: Path, state: TrainState, progress: Progress) -> None:
+    """Write everything that a step changes, whole or not at all.
+
+    Raises:
+        NonFiniteError: a parameter is NaN or infinite.
+        UserError: it cannot be written.
+    """
+    if not all(bool(parameter.isfinite().all()) for parameter in state.model.parameters()):
+        raise NonFiniteError("a parameter is not finite", state.step)
     content = {
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "schedule": state.schedule.state_dict(),
         "scaler": state.scaler.state_dict(),
         "step": state.step,
+        "progress": to_dict(progress),
     }
-    torch.save(content, part)
-    part.replace(path)
+    with atomic(path) as part, part.open("wb") as file:
+        torch.save(content, file)
 
 
-def load(path: Path, state: TrainState) -> None:
+def load(path: Path, state: TrainState) -> Progress:
     """Put a checkpoint back into a state of the same recipe.
 
+    Returns:
+        Where in the run it was written.
+
     Raises:
-        UserError: the file cannot be read, or is of another recipe.
+        DamagedError: the file is not as it was written.
+        UserError: it is of another recipe or architecture.
     """
     content = _read(path)
+    progress = Progress.read(content.get("progress"), state.recipe, state.model.arch, path)
     try:
         state.model.load_state_dict(content["model"])
         state.optimizer.load_state_dict(content["optimizer"])
@@ -46,7 +61,8 @@ def load(path: Path, state: TrainState) -> None:
         state.scaler.load_state_dict(content["scaler"])
     except (KeyError, RuntimeError, ValueError) as error:
         raise UserError(f"{path} is not a checkpoint of this recipe: {error}.") from error
-    state.step = content["step"]
+    state.step = progress.step
+    return progress
 
 
 def load_model(path: Path, arch: Arch, precision: str = "float32") -> AlexNet | LeNet:
@@ -67,34 +83,34 @@ def load_model(path: Path, arch: Arch, precision: str = "float32") -> AlexNet | 
     return model
 
 
-def latest(run: RunFolder) -> Path | None:
-    """The newest checkpoint of a run."""
-    found = run.checkpoints("torch")
-    return found[-1] if found else None
-
-
-def resume(run: RunFolder, state: TrainState) -> int:
-    """Load the newest checkpoint of a run and drop the metrics written after it.
+def load_newest(journal: Journal, state: TrainState) -> Progress | None:
+    """Load the newest checkpoint of a run that is whole, setting damaged ones aside.
 
     Returns:
-        The epochs that are finished.
+        Where it was written; None if there is none.
     """
-    path = latest(run)
-    if path is None:
-        run.forget_after(0)
-        return 0
-    load(path, state)
-    epoch = run.epoch_of(path)
-    run.forget_after(epoch)
-    return epoch
+    for path in reversed(journal.run.checkpoints("torch")):
+        try:
+            return load(path, state)
+        except DamagedError as error:
+            journal.set_aside(path, error)
+    return None
 
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"There is no checkpoint {path}.")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with ZipFile(path) as archive:
+            if damaged := archive.testzip():  # which torch.load does not look for
+                raise DamagedError(f"{path} is damaged: the checksum of {damaged} is wrong.")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except DamagedError:
+        raise
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} holds more than tensors, so it is not opened: it could run code.") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is damaged or not a checkpoint: {error}.") from error
+    except Exception as error:  # of any kind, from what damaged bytes can mean
+        raise DamagedError(f"{path} is damaged or not a checkpoint: {first_line(error)}.") from error
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise DamagedError(f"{path} is damaged or not a checkpoint: it holds no model.")
+    return content

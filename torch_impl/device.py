@@ -61,6 +61,11 @@ def peak_memory(device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident_bytes()
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory is full; of CPU memory PyTorch has no class of its own."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
+
+
 def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Images uint8 (N, H, W, C), labels int64 (N,) and draws on the device; the copies do not wait for it."""
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from traceback import clear_frames
 
 import torch
 import torch.nn.functional as F
@@ -12,15 +15,24 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn import Parameter
 from torch.optim.lr_scheduler import LambdaLR
 
-from common import cli, datasets, plots
+from common import cli, datasets, faults, plots
 from common.arch import Arch
+from common.errors import NonFiniteError, UserError
 from common.initializers import get_init
 from common.journal import Journal
 from common.pipeline import Batch, batches, steps_per_epoch
 from common.recipes import Recipe
 from common.run import default_folder, open_or_create, write_manifest
 from torch_impl import checkpoint, weights
-from torch_impl.device import check_precision, compute_in, describe, peak_memory, pick_device, to_device
+from torch_impl.device import (
+    check_precision,
+    compute_in,
+    describe,
+    is_out_of_memory,
+    peak_memory,
+    pick_device,
+    to_device,
+)
 from torch_impl.dropout import StepKey, share_dropout
 from torch_impl.evaluate import evaluate
 from torch_impl.init import initialize
@@ -138,7 +150,8 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
         The folder's path.
 
     Raises:
-        UserError: data, weights or folder are not as needed; says what to do.
+        UserError: data, weights or folder are not as needed, or training cannot go on; says what to do.
+        Stopped: a signal has asked to stop.
     """
     train, test = datasets.load(recipe.dataset, options.data_dir)
     arch = recipe.model_arch(train.image, len(train.class_names))
@@ -148,37 +161,129 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
     steps, device = steps_per_epoch(train, recipe), pick_device(options.device)
     check_precision(recipe.precision, device)
     state = init_state(recipe, arch, steps, device)
-    fresh = start_weights(state, arch, options)
-    run = open_or_create(options.out or default_folder(recipe, "torch"), recipe, "torch", resume=options.resume)
-    write_manifest(run, "torch", describe(device), arch, train.class_names)
-    first = checkpoint.resume(run, state) if options.resume else 0
-    cli.announce(run, describe(device), arch, train, splits, fresh, first)
-    journal = Journal(run, steps, options.log_every)
-    for epoch in range(first, recipe.epochs):
-        with journal.epoch(epoch) as record:
-            for batch in batches(train, recipe, epoch, train=True):
-                record(batch, train_step(state, batch))
-        scores = {split: evaluate(state.model, data, recipe) for split, data in splits.items()}
-        checkpoint.save(run.checkpoint(epoch + 1, "torch"), state)
-        journal.scores(epoch, scores, record)
-        plots.curves(run)
-    best = checkpoint.load_model(run.checkpoint(journal.final_epoch(), "torch"), arch)
-    about = {"class_names": train.class_names, "preprocess": recipe.preprocess}
-    weights.save(run.path / "model.safetensors", best, arch, state.step, **about)
-    journal.close(peak_memory(device))
+    fresh = None if options.resume else start_weights(state, arch, options.init_from)
+    out = options.out or default_folder(recipe, "torch")
+    with open_or_create(out, recipe, "torch", resume=options.resume) as run:
+        write_manifest(run, "torch", describe(device), arch, train.class_names, options.init_from)
+        journal = Journal(run, "torch", arch, steps, options.log_every, options.checkpoint_every, options.keep)
+        if options.resume:
+            fresh = restore(state, journal)
+            journal.rewind()
+        cli.announce(journal, describe(device), train, splits, fresh)
+        try:
+            train_epochs(state, train, splits, journal)
+        except (NonFiniteError, RuntimeError, MemoryError) as error:
+            clear_frames(error.__traceback__)  # which hold what fills the device
+            del state
+            begin = partial(init_state, recipe, arch, steps, device)
+            if fault := diagnose(error, begin, train, journal):
+                raise UserError(fault) from error
+            raise
+        best = checkpoint.load_model(run.checkpoint(journal.final_epoch(), "torch"), arch)
+        about = {"class_names": train.class_names, "preprocess": recipe.preprocess}
+        weights.save(run.path / "model.safetensors", best, arch, recipe.epochs * steps, **about)
+        journal.close(peak_memory(device))
     return run.path
 
 
-def start_weights(state: TrainState, arch: Arch, options: cli.TrainOptions) -> tuple[str, ...] | None:
+def train_epochs(
+    state: TrainState, train: datasets.Dataset, splits: dict[datasets.Split, datasets.Dataset], journal: Journal
+) -> None:
+    """Train from where the journal stands to the last epoch, with a checkpoint and an evaluation after each.
+
+    Raises:
+        NonFiniteError: the loss or a parameter became NaN or infinite.
+        Stopped: a signal has asked to stop; a checkpoint is written.
+    """
+    recipe = state.recipe
+    with journal.stop.waiting():
+        for epoch in range(journal.progress.epochs, recipe.epochs):
+            with journal.epoch(epoch) as record:
+                for batch in batches(train, recipe, epoch, train=True, start=record.done):
+                    record(batch, train_step(state, batch))
+                    if record.due:
+                        checkpoint.save(record.path, state, record.progress())
+                        record.saved()
+            scores = {split: evaluate(state.model, data, recipe) for split, data in splits.items()}
+            journal.scores(epoch, scores, record)
+            plots.curves(journal.run)
+            checkpoint.save(record.path, state, record.progress())
+            record.saved()
+
+
+def restore(state: TrainState, journal: Journal) -> tuple[str, ...] | None:
+    """Load the newest checkpoint of a run that is whole, or the weights that it began with.
+
+    Returns:
+        As `start_weights`.
+    """
+    progress = checkpoint.load_newest(journal, state)
+    if progress:
+        journal.progress = progress
+        return None
+    return start_weights(state, journal.arch, journal.run.init_from)
+
+
+def diagnose(
+    error: Exception, begin: Callable[[], TrainState], train: datasets.Dataset, journal: Journal
+) -> str | None:
+    """What an error in training means and what to do, found by repeating steps; None where it is no known fault.
+
+    Args:
+        error: of `train_epochs`.
+        begin: makes the state that the run began with, without given weights.
+        train: the training split.
+        journal: of the run.
+    """
+    if not isinstance(error, NonFiniteError):
+        if not is_out_of_memory(error):
+            return None
+        return faults.out_of_memory(journal, train, lambda batch: train_step(begin(), batch), is_out_of_memory)
+    state = begin()
+    restore(state, journal)
+    for step, batch in journal.repeat(train, error.step):
+        if where := nonfinite_layer(state, batch):
+            return faults.not_finite(journal, where, step)
+        train_step(state, batch)
+    return faults.not_finite(journal, str(error), error.step)
+
+
+@torch.no_grad()
+def nonfinite_layer(state: TrainState, batch: Batch) -> str | None:
+    """Where a training step's forward pass first meets NaN or infinity; None where it does not."""
+    parameter = next(state.model.parameters())
+    for name, value in state.model.named_parameters():
+        if not value.isfinite().all():
+            return f"the parameters of {name.split('.')[0]}"
+    found: list[str] = []
+
+    def watch(name: str, output: Tensor) -> None:
+        if not output.isfinite().all():
+            found.append(name)
+
+    hooks = [
+        module.register_forward_hook(lambda _, inputs, output, name=name: watch(name, output))
+        for name, module in state.model.named_children()
+    ]
+    images, _, draws = to_device(batch, parameter.device)
+    x = mix(preprocess(images, draws, state.recipe.preprocess, parameter.dtype), draws)
+    state.dropout.at(state.step)
+    state.dropout.row = 0
+    with compute_in(state.recipe.precision, x.device):
+        state.model.train()(x)
+    for hook in hooks:
+        hook.remove()
+    return f"the output of {found[0]}" if found else None
+
+
+def start_weights(state: TrainState, arch: Arch, init_from: Path | None) -> tuple[str, ...] | None:
     """Load the weights that the recipe or `--init-from` asks for.
 
     Returns:
         The layers that stayed fresh; None when nothing was loaded.
     """
-    if options.resume:
-        return None
-    if options.init_from:
-        return weights.load_partial(options.init_from, state.model, arch)
+    if init_from:
+        return weights.load_partial(init_from, state.model, arch)
     if state.recipe.pretrained == "no":
         return None
     return weights.load_pretrained(state.model, arch, backbone=state.recipe.pretrained == "backbone")

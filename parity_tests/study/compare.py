@@ -102,7 +102,7 @@ def _initial_weights(recipe: Recipe, options: Options, folder: Path) -> Path:
     train, _ = datasets.load(recipe.dataset, options.data_dir)
     arch = recipe.model_arch(train.image, len(train.class_names))
     state = torch_impl.train.init_state(recipe, arch, 1, torch.device("cpu"))
-    torch_impl.train.start_weights(state, arch, TrainOptions())
+    torch_impl.train.start_weights(state, arch, None)
     try:
         folder.mkdir(parents=True)
     except OSError as error:

@@ -1,0 +1,77 @@
+"""Ctrl-C and SIGTERM: at once, or where training asks for it, after the step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(BaseException):
+    """A signal ended the command, whose exit code is 128 + `number`. As KeyboardInterrupt, it is no `Exception`."""
+
+    def __init__(self, number: int, message: str = "interrupted") -> None:
+        super().__init__(message)
+        self.number = number
+
+
+class Stop:
+    """Whether a signal has asked to stop. While `waiting`, the first one is noted here and the second stops at once."""
+
+    number: int | None = None
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Put signals off until `raise_if_asked`."""
+        with _handled(self._note):
+            yield
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None:
+            at_once(number, frame)
+        self.number = number
+        # Not print: the signal may have come in the middle of another one.
+        os.write(2, b"\nstopping after this step, with a checkpoint; once more stops at once, without\n")
+
+    def raise_if_asked(self, message: str) -> None:
+        """End here if a signal has come.
+
+        Raises:
+            Stopped: with this message.
+        """
+        if self.number is not None:
+            raise Stopped(self.number, f"{signal.Signals(self.number).name}: {message}")
+
+
+def at_once(number: int, frame: FrameType | None) -> None:
+    """A handler that ends the command where it is.
+
+    Raises:
+        Stopped: always.
+    """
+    raise Stopped(number)
+
+
+@contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """End by `Stopped` on a signal, so that what is half written is cleaned up."""
+    with _handled(at_once):
+        yield
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # the only one that Python lets handle signals
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

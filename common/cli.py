@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
@@ -34,6 +34,7 @@ class TrainOptions:
         data_dir: where tensorflow-datasets keeps its data (default: TFDS_DATA_DIR, else ~/tensorflow_datasets).
         device: to compute on.
         log_every: steps between two rows of metrics.jsonl.
+        workers: processes that decode photographs ahead; 0 decodes in threads of this one.
     """
 
     out: Path | None = None
@@ -42,6 +43,7 @@ class TrainOptions:
     data_dir: Path | None = None
     device: Device = "auto"
     log_every: int = 10
+    workers: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class _EvaluateCommand:
         out: folder for the files (default: `evaluation` in the run folder).
         data_dir: where tensorflow-datasets keeps its data.
         device: to compute on.
+        workers: processes that decode photographs ahead; 0 decodes in threads of this one.
     """
 
     path: tyro.conf.Positional[Path | None] = None
@@ -77,6 +80,7 @@ class _EvaluateCommand:
     out: Path | None = None
     data_dir: Path | None = None
     device: Device = "auto"
+    workers: int = 0
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,7 @@ def train(fit: Callable[[Recipe, TrainOptions], Path], arguments: Sequence[str] 
         command.recipe.check()
         if command.options.log_every < 1:
             raise UserError(f"--log-every is {command.options.log_every}; it must be at least 1.")
+        _check_workers(command.options.workers)
         if command.options.resume and not command.options.out:
             raise UserError("--resume needs --out RUN, the folder of the run to continue.")
         fit(command.recipe, command.options)
@@ -160,7 +165,9 @@ def evaluate(
 
     def run() -> None:
         command = tyro.cli(_EvaluateCommand, args=arguments, prog=f"python -m {framework}_impl.evaluate")
+        _check_workers(command.workers)
         chosen, data, folder = _what_to_score(command, framework, names)
+        data = replace(data, workers=command.workers)
         if command.ten_crop and not chosen[0].recipe.preprocess.crop:
             raise UserError(
                 f"--ten-crop needs a recipe with preprocess.crop; {chosen[0].recipe.name!r} takes images whole."
@@ -298,6 +305,11 @@ def export(
         print(f"reloaded, its logits differ by at most {worst:.1e} of their scale (batches of {batches})")
 
     guard(run)
+
+
+def _check_workers(workers: int) -> None:
+    if workers < 0:
+        raise UserError(f"--workers is {workers}; it must be 0 or more.")
 
 
 def split(recipe: Recipe, name: datasets.Split, data_dir: Path | None) -> datasets.Dataset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -189,7 +190,7 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
     Raises:
         UserError: data, weights or folder are not as needed; says what to do.
     """
-    train, test = datasets.load(recipe.dataset, options.data_dir)
+    train, test = (replace(data, workers=options.workers) for data in datasets.load(recipe.dataset, options.data_dir))
     arch = recipe.model_arch(train.image, len(train.class_names))
     splits: dict[datasets.Split, datasets.Dataset] = {"test": test}
     if recipe.val_fraction:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -140,7 +140,7 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
     Raises:
         UserError: data, weights or folder are not as needed; says what to do.
     """
-    train, test = datasets.load(recipe.dataset, options.data_dir)
+    train, test = (replace(data, workers=options.workers) for data in datasets.load(recipe.dataset, options.data_dir))
     arch = recipe.model_arch(train.image, len(train.class_names))
     splits: dict[datasets.Split, datasets.Dataset] = {"test": test}
     if recipe.val_fraction:

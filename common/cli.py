@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import SIGINT
 from typing import Annotated, Literal, Protocol
@@ -38,6 +38,7 @@ class TrainOptions:
         log_every: steps between two rows of metrics.jsonl.
         checkpoint_every: steps between two checkpoints within an epoch, besides the one after each (default: none).
         keep: how many checkpoints stay, the newest; the best stays as well (default: all).
+        workers: processes that decode photographs ahead; 0 decodes in threads of this one.
     """
 
     out: Path | None = None
@@ -48,6 +49,7 @@ class TrainOptions:
     log_every: int = 10
     checkpoint_every: int | None = None
     keep: int | None = None
+    workers: int = 0
 
     def check(self) -> None:
         """Refuse values that no run can have.
@@ -59,6 +61,7 @@ class TrainOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
+        _check_workers(self.workers)
         if self.resume and not self.out:
             raise UserError("--resume needs --out RUN, the folder of the run to continue.")
 
@@ -84,6 +87,7 @@ class _EvaluateCommand:
         out: folder for the files (default: `evaluation` in the run folder).
         data_dir: where tensorflow-datasets keeps its data.
         device: to compute on.
+        workers: processes that decode photographs ahead; 0 decodes in threads of this one.
     """
 
     path: tyro.conf.Positional[Path | None] = None
@@ -96,6 +100,7 @@ class _EvaluateCommand:
     out: Path | None = None
     data_dir: Path | None = None
     device: Device = "auto"
+    workers: int = 0
 
 
 @dataclass(frozen=True)
@@ -176,7 +181,9 @@ def evaluate(
 
     def run() -> None:
         command = tyro.cli(_EvaluateCommand, args=arguments, prog=f"python -m {framework}_impl.evaluate")
+        _check_workers(command.workers)
         chosen, data, folder = _what_to_score(command, framework, names)
+        data = replace(data, workers=command.workers)
         if command.ten_crop and not chosen[0].recipe.preprocess.crop:
             raise UserError(
                 f"--ten-crop needs a recipe with preprocess.crop; {chosen[0].recipe.name!r} takes images whole."
@@ -314,6 +321,11 @@ def export(
         print(f"reloaded, its logits differ by at most {worst:.1e} of their scale (batches of {batches})")
 
     guard(run)
+
+
+def _check_workers(workers: int) -> None:
+    if workers < 0:
+        raise UserError(f"--workers is {workers}; it must be 0 or more.")
 
 
 def split(recipe: Recipe, name: datasets.Split, data_dir: Path | None) -> datasets.Dataset:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -16,7 +18,7 @@ import numpy as np
 from common import draws
 from common.arch import Size
 from common.errors import UserError, lookup
-from common.photos import open_image
+from common.photos import opened
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -87,28 +89,33 @@ class Photographs:
     """Photographs on disk, decoded when read.
 
     Attributes:
-        open: gives the image and the label of one example; raises `UserError` for one that cannot be read.
-        workers: threads that decode; Pillow releases the interpreter's lock while it works.
+        open: opens one example: the image, which may be decoded later, and its label; raises `UserError` for one that
+            cannot be read or used.
+        threads: that decode; Pillow releases the interpreter's lock while it works.
         files: the path of each example, where they are files.
     """
 
-    open: Callable[[int], tuple[Image.Image, int]]
-    workers: int = os.cpu_count() or 1
-    files: tuple[str, ...] = ()
+    open: Callable[[int], AbstractContextManager[tuple[Image.Image, int]]]
+    threads: int = os.cpu_count() or 1
+    files: Sequence[str] = ()
+
+    def __reduce__(self) -> tuple[type[Photographs], tuple[Any, ...]]:
+        return Photographs, (self.open, 1, self.files)  # a copy in a worker process, one of several, decodes alone
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self.workers)
+        return ThreadPoolExecutor(self.threads)
 
     def read(self, ids: np.ndarray, view: View | None) -> tuple[np.ndarray, np.ndarray]:
         if view is None:
             raise ValueError("photographs differ in size: a view is needed")
 
         def decode(example: int) -> tuple[np.ndarray, int]:
-            image, label = self.open(example)
-            return view(example, image), label
+            with self.open(example) as (image, label):
+                return view(example, image), label
 
-        images, labels = zip(*self._pool.map(decode, ids.tolist()), strict=True)
+        over = map if self.threads == 1 else self._pool.map
+        images, labels = zip(*over(decode, ids.tolist()), strict=True)
         return np.stack(images), np.array(labels, np.int32)
 
 
@@ -134,6 +141,7 @@ class Dataset:
         class_names: in label order.
         source: where the examples are read from.
         ids: int64 (n,), which of the source's examples belong to this split. Draws are keyed by them.
+        workers: processes that decode photographs ahead; 0 decodes in threads of this one.
     """
 
     name: str
@@ -142,6 +150,7 @@ class Dataset:
     class_names: tuple[str, ...]
     source: Source
     ids: np.ndarray
+    workers: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -203,7 +212,7 @@ def load_unseen(name: str, data_dir: Path | None = None) -> Dataset:
     if not name.startswith("folder:") or (root / "train").is_dir():
         return test
     names = list(test.class_names)
-    return _photographs(name, "test", names, _list_images(root, names))
+    return _photographs(name, "test", names, root, _list_images(root, names))
 
 
 def relabel(data: Dataset, class_names: Sequence[str]) -> Dataset:
@@ -290,21 +299,9 @@ def _load_folder(name: str, root: Path) -> tuple[Dataset, Dataset]:
         train, test = _list_images(root / "train", names), _list_images(test_root, names)
     else:
         names = _class_names(root)
-        files = _list_images(root, names)
-        place = _place_in_class([label for _, label in files])
-        train = [file for file, position in zip(files, place, strict=True) if position % 5]
-        test = [file for file, position in zip(files, place, strict=True) if position % 5 == 0]
-    return _photographs(name, "train", names, train), _photographs(name, "test", names, test)
-
-
-def _place_in_class(labels: Sequence[int]) -> list[int]:
-    """How many examples of the same class come before each example."""
-    seen: dict[int, int] = {}
-    places = []
-    for label in labels:
-        places.append(seen.get(label, 0))
-        seen[label] = places[-1] + 1
-    return places
+        train = _list_images(root, names, lambda place: place % 5 > 0)
+        test = _list_images(root, names, lambda place: place % 5 == 0)
+    return _photographs(name, "train", names, root, train), _photographs(name, "test", names, root, test)
 
 
 def _class_names(root: Path) -> list[str]:
@@ -314,21 +311,48 @@ def _class_names(root: Path) -> list[str]:
     return names
 
 
-def _list_images(root: Path, names: Sequence[str]) -> list[tuple[Path, int]]:
-    """Every image below each class's folder, in a fixed order, with its label."""
-    files = []
+def _list_images(
+    root: Path, names: Sequence[str], chosen: Callable[[int], bool] = lambda place: True
+) -> Iterator[tuple[Path, int]]:
+    """The images below each class's folder, in a fixed order, with their label; those of the chosen places in it."""
     for label, name in enumerate(names):
         found = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
         if not found:
             raise UserError(f"{(root / name).absolute()} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
-        files += [(path, label) for path in found]
-    return files
+        yield from ((path, label) for place, path in enumerate(found) if chosen(place))
 
 
-def _photographs(name: str, split: Split, names: Sequence[str], files: list[tuple[Path, int]]) -> Dataset:
-    def open_file(index: int) -> tuple[Image.Image, int]:
-        path, label = files[index]
-        return open_image(path), label
+class _Files(Sequence[str]):
+    """The paths of images and their labels, in not many more bytes than the paths have below their root.
 
-    source = Photographs(open_file, files=tuple(str(path) for path, _ in files))
-    return Dataset(name, split, None, tuple(names), source, np.arange(len(files)))
+    Python's own paths and strings take hundreds of bytes each: too many for a million of them in several processes.
+    """
+
+    def __init__(self, root: Path, found: Iterable[tuple[Path, int]]) -> None:
+        names, ends, labels = bytearray(), array("q", [0]), array("i")
+        for path, label in found:
+            names += os.fsencode(path.relative_to(root))
+            ends.append(len(names))
+            labels.append(label)
+        self.root, self.names, self.ends, self.labels = root, bytes(names), ends, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return str(self.root / os.fsdecode(self.names[self.ends[index] : self.ends[index + 1]]))
+
+    @contextmanager
+    def open(self, index: int) -> Iterator[tuple[Image.Image, int]]:
+        """One image and its label; see `opened`."""
+        with opened(Path(self[index])) as image:
+            yield image, self.labels[index]
+
+
+def _photographs(
+    name: str, split: Split, names: Sequence[str], root: Path, found: Iterable[tuple[Path, int]]
+) -> Dataset:
+    files = _Files(root, found)
+    return Dataset(name, split, None, tuple(names), Photographs(files.open, files=files), np.arange(len(files)))

@@ -12,6 +12,7 @@ from enum import IntEnum
 import numpy as np
 
 _BLOCK = 4  # 64-bit words that one Philox counter value gives
+_CHUNK = 1 << 16
 
 
 class Stream(IntEnum):
@@ -38,14 +39,24 @@ def uniforms(seed: int, stream: Stream, epoch: int, count: int, width: int) -> n
     return _generator(seed, stream, epoch, 0).random((count, words))[:, :width]
 
 
-def uniforms_at(seed: int, stream: Stream, epoch: int, index: int, width: int) -> np.ndarray:
-    """Row `index` of `uniforms` alone: float64 (width,). For data too large for a table of all rows."""
-    return _generator(seed, stream, epoch, index * _words(width) // _BLOCK).random(width)
+def uniforms_at(seed: int, stream: Stream, epoch: int, ids: np.ndarray, width: int) -> np.ndarray:
+    """The rows `ids` of `uniforms` alone: float64 (n, width). For data too large for a table of all rows."""
+    words = _words(width)
+    generator, rows, following = _generator(seed, stream, epoch, 0), np.empty((len(ids), words)), 0
+    for row, index in zip(rows, ids.tolist(), strict=True):
+        generator.bit_generator.advance((index - following) * words // _BLOCK)  # type: ignore[attr-defined]
+        generator.random(out=row)
+        following = index + 1
+    return rows[:, :width]
 
 
 def order(seed: int, epoch: int, count: int, stream: Stream = Stream.ORDER) -> np.ndarray:
     """A random permutation of range(count): int64 (count,)."""
-    return np.argsort(uniforms(seed, stream, epoch, count, 1)[:, 0], kind="stable")
+    generator, keys = _generator(seed, stream, epoch, 0), np.empty(count)
+    for start in range(0, count, _CHUNK):  # the first column of `uniforms`, never all of its words at once
+        part = keys[start : start + _CHUNK]
+        part[:] = generator.random((len(part), _words(1)))[:, 0]
+    return np.argsort(keys, kind="stable")
 
 
 def normals(uniform: np.ndarray) -> np.ndarray:

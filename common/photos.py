@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +18,12 @@ BACKGROUND = (255, 255, 255)  # behind what is transparent
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
-def open_image(path: Path, channels: int = 3) -> Image.Image:
-    """Decode one image file, turned upright by its EXIF orientation; of an animation, the first picture.
+@contextmanager
+def opened(path: Path, channels: int = 3) -> Iterator[Image.Image]:
+    """Open one image file, turned upright by its EXIF orientation; of an animation, the first picture.
+
+    A JPEG that needs no conversion is decoded when its pixels are asked for, so that `Image.draft` may still choose a
+    smaller size.
 
     Transparency is laid over white. Grey of 16 bits keeps its upper 8, also where it is stored as 32 bit integers.
     CMYK and the others are converted by Pillow's plain formulas, colour profiles aside.
@@ -27,19 +33,27 @@ def open_image(path: Path, channels: int = 3) -> Image.Image:
         channels: 3 for RGB, 1 for grey (ITU-R 601 luma).
 
     Raises:
-        UserError: the file is missing, damaged, too large (Pillow's limit) or no image, with its path.
+        UserError: the file is missing, damaged, too large (Pillow's limit) or no image, or its pixels cannot be used
+            as the `with` block does; with its path.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
-            return flatten(ImageOps.exif_transpose(image), channels)
+            yield flatten(_upright(image), channels)
     except Exception as error:  # damaged bytes lead Pillow's decoders to exceptions of any kind
         raise UserError(f"Cannot read the image {path}: {_cause(error)}. Mend or remove it.") from error
 
 
+def open_image(path: Path, channels: int = 3) -> Image.Image:
+    """Decode one image file; see `opened`."""
+    with opened(path, channels) as image:
+        image.load()
+    return image
+
+
 def flatten(image: Image.Image, channels: int = 3) -> Image.Image:
-    """An image of any Pillow mode as RGB or grey of 8 bits; see `open_image`.
+    """An image of any Pillow mode as RGB or grey of 8 bits; see `opened`.
 
     Raises:
         ValueError: its numbers have no range that says what is black and what is white.
@@ -56,7 +70,16 @@ def flatten(image: Image.Image, channels: int = 3) -> Image.Image:
         image = Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image)
     if image.mode in ("LAB", "HSV", "CMYK", "P", "PA"):
         image = image.convert("RGB")  # which the way to grey leads through
-    return image.convert("RGB" if channels == 3 else "L")
+    mode = "RGB" if channels == 3 else "L"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    from PIL import ExifTags, ImageOps
+
+    if image.format == "JPEG" and image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+        return image
+    return ImageOps.exif_transpose(image)
 
 
 def _upper_bits(pixels: np.ndarray) -> np.ndarray:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property, partial
+from math import ceil
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common import draws
-from common.arch import get_arch
+from common import draws, workers
+from common.arch import Size, get_arch
 from common.datasets import Dataset, View
 from common.draws import Stream
 from common.recipes import Recipe
 
 if TYPE_CHECKING:
     from PIL import Image
+
+
+Uniforms = Callable[[Stream, int], np.ndarray]  # so many numbers in [0, 1) for each of n examples: float64 (n, width)
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ def steps_per_epoch(data: Dataset, recipe: Recipe) -> int:
 
 
 def batches(data: Dataset, recipe: Recipe, epoch: int, *, train: bool, start: int = 0) -> Iterator[Batch]:
-    """Yield the batches of one pass, reading one ahead in a thread. A smaller last batch is kept.
+    """Yield the batches of one pass, read ahead in a thread or in `data.workers` processes. A smaller last one is kept.
 
     Args:
         data: one split.
@@ -60,72 +65,119 @@ def batches(data: Dataset, recipe: Recipe, epoch: int, *, train: bool, start: in
         train: shuffle and draw at random; else the stored order, central crops and no augmentation.
         start: how many batches to leave out at the beginning.
     """
-    order = draws.order(recipe.seed, epoch, len(data)) if train else np.arange(len(data))
-    ids = data.ids[order]
-    side = recipe.preprocess.photo_side(get_arch(recipe.arch))
-    height, width = data.image[:2] if data.image else (side, side)
-    if data.image is None and train and recipe.preprocess.random_resized_crop:
-        assert recipe.preprocess.crop
-        height = width = recipe.preprocess.crop
-    count = int(data.ids.max()) + 1
-    table = _draw(recipe, epoch, count, height, width, train, data.image is not None) | (
-        _draw_mix(recipe, epoch, count, data) if train else {}
-    )
-    view = _view(recipe, epoch, side, train) if data.image is None else None
-
-    def read(first: int) -> Batch:
-        chosen = ids[first : first + recipe.batch_size]
-        images, labels = data.source.read(chosen, view)
-        numbers = {name: rows[chosen] for name, rows in table.items()}
-        if "share" in numbers:  # the neighbour: in a random order, that is a random partner
-            numbers["partner"] = np.roll(np.arange(len(chosen), dtype=np.int32), 1)
-        return Batch(images, labels, numbers)
-
-    firsts = range(start * recipe.batch_size, len(ids), recipe.batch_size)
-    if not firsts:
+    one_pass = _Pass(data, recipe, epoch, train)
+    steps = range(start, steps_per_epoch(data, recipe))
+    if not steps:
+        return
+    if data.workers and data.image is None:
+        yield from workers.read(one_pass.read, steps, data.workers)
         return
     with ThreadPoolExecutor(1) as ahead:
-        following = ahead.submit(read, firsts[0])
-        for first in firsts[1:]:
-            batch, following = following.result(), ahead.submit(read, first)
+        following = ahead.submit(one_pass.read, steps[0])
+        for step in steps[1:]:
+            batch, following = following.result(), ahead.submit(one_pass.read, step)
             yield batch
         yield following.result()
 
 
-def _draw(
-    recipe: Recipe, epoch: int, count: int, height: int, width: int, train: bool, sized: bool
-) -> dict[str, np.ndarray]:
-    """The draws of one epoch for every example of a source; images are (height, width), `sized` if stored so."""
-    spec, seed = recipe.preprocess, recipe.seed
-    table: dict[str, np.ndarray] = {}
-    if spec.random_resized_crop and train and sized:
-        table["box"] = random_boxes(height, width, draws.uniforms(seed, Stream.RESIZED_CROP, epoch, count, 22))
-    elif spec.crop:
-        room = np.array([height, width]) - spec.crop
-        if train:
-            places = np.floor(draws.uniforms(seed, Stream.CROP, epoch, count, 2) * (room + 2 * spec.pad + 1))
+@dataclass(frozen=True)
+class _Pass:
+    """One pass over a split, whose batches can be read in any order, in any process."""
+
+    data: Dataset
+    recipe: Recipe
+    epoch: int
+    train: bool
+
+    def read(self, step: int) -> Batch:
+        """The batch of one step."""
+        size = self.recipe.batch_size
+        ids = self._ids[step * size : (step + 1) * size]
+        if self.data.image:
+            view, numbers = None, {name: rows[ids] for name, rows in self._table.items()}
         else:
-            places = np.broadcast_to(np.rint(room / 2) + spec.pad, (count, 2))
-        table["crop"] = places.astype(np.int32)
-    if spec.flip and train:
-        table["flip"] = draws.uniforms(seed, Stream.FLIP, epoch, count, 1)[:, 0] < 0.5
-    if (spec.brightness or spec.contrast or spec.saturation) and train:
+            uniforms = partial(self._uniforms_at, ids)
+            view, numbers = self._view(ids, uniforms), self._draw(uniforms, len(ids))
+        images, labels = self.data.source.read(ids, view)
+        if "share" in numbers:  # the neighbour: in a random order, that is a random partner
+            numbers["partner"] = np.roll(np.arange(len(ids), dtype=np.int32), 1)
+        return Batch(images, labels, numbers)
+
+    @cached_property
+    def _ids(self) -> np.ndarray:
+        """The split's examples in the order of this pass."""
+        if not self.train:
+            return self.data.ids
+        return self.data.ids[draws.order(self.recipe.seed, self.epoch, len(self.data))]
+
+    @cached_property
+    def _table(self) -> dict[str, np.ndarray]:
+        """The draws for every example of a source that is in memory itself."""
+        count = int(self.data.ids.max()) + 1
+        return self._draw(
+            lambda stream, width: draws.uniforms(self.recipe.seed, stream, self.epoch, count, width), count
+        )
+
+    def _uniforms_at(self, ids: np.ndarray, stream: Stream, width: int) -> np.ndarray:
+        return draws.uniforms_at(self.recipe.seed, stream, self.epoch, ids, width)
+
+    def _view(self, ids: np.ndarray, uniforms: Uniforms) -> View:
+        """How these photographs become pixels of one size on the host."""
+        spec = self.recipe.preprocess
+        if not (self.train and spec.random_resized_crop):
+            side = spec.photo_side(get_arch(self.recipe.arch))
+            return lambda index, image: central_square(image, side)
+        assert spec.crop
+        crop, rows = spec.crop, dict(zip(ids.tolist(), uniforms(Stream.RESIZED_CROP, 22), strict=True))
+        return lambda index, image: random_resized_crop(image, crop, rows[index])
+
+    def _draw(self, uniforms: Uniforms, count: int) -> dict[str, np.ndarray]:
+        """What is drawn for `count` examples."""
+        image, recipe = self.data.image, self.recipe
+        if not self.train:
+            return _central(recipe, image, count)
+        return _draw(recipe, image, uniforms) | _draw_mix(recipe, image, uniforms)
+
+
+def _central(recipe: Recipe, image: Size | None, count: int) -> dict[str, np.ndarray]:
+    """The crops of an evaluation, for images of this stored size, or photographs."""
+    spec = recipe.preprocess
+    if not spec.crop:
+        return {}
+    side = spec.photo_side(get_arch(recipe.arch))
+    places = np.rint((np.array(image[:2] if image else (side, side)) - spec.crop) / 2) + spec.pad
+    return {"crop": np.broadcast_to(places.astype(np.int32), (count, 2))}
+
+
+def _draw(recipe: Recipe, image: Size | None, uniforms: Uniforms) -> dict[str, np.ndarray]:
+    """The draws for images of this stored size, or photographs."""
+    spec = recipe.preprocess
+    table: dict[str, np.ndarray] = {}
+    if spec.random_resized_crop and image:
+        table["box"] = random_boxes(*image[:2], uniforms(Stream.RESIZED_CROP, 22))
+    elif spec.crop:
+        side = spec.crop if spec.random_resized_crop else spec.photo_side(get_arch(recipe.arch))
+        room = np.array(image[:2] if image else (side, side)) - spec.crop
+        table["crop"] = np.floor(uniforms(Stream.CROP, 2) * (room + 2 * spec.pad + 1)).astype(np.int32)
+    if spec.flip:
+        table["flip"] = uniforms(Stream.FLIP, 1)[:, 0] < 0.5
+    if spec.brightness or spec.contrast or spec.saturation:
         reach = np.array([spec.brightness, spec.contrast, spec.saturation])
         low, high = np.maximum(1 - reach, 0), 1 + reach
-        table["jitter"] = low + (high - low) * draws.uniforms(seed, Stream.JITTER, epoch, count, 3)
-    if spec.pca_std and train:
-        table["pca"] = draws.normals(draws.uniforms(seed, Stream.PCA, epoch, count, 6))
+        table["jitter"] = low + (high - low) * uniforms(Stream.JITTER, 3)
+    if spec.pca_std:
+        table["pca"] = draws.normals(uniforms(Stream.PCA, 6))
     return table
 
 
-def _draw_mix(recipe: Recipe, epoch: int, count: int, data: Dataset) -> dict[str, np.ndarray]:
-    """How every example of a source is mixed with its partner; nothing where the recipe mixes none."""
+def _draw_mix(recipe: Recipe, image: Size | None, uniforms: Uniforms) -> dict[str, np.ndarray]:
+    """How every example is mixed with its partner; nothing where the recipe mixes none."""
     spec = recipe.mix
     if not (spec.mixup or spec.cutmix):
         return {}
-    height, width, _ = recipe.preprocess.input_size(data.image, get_arch(recipe.arch))
-    which, weight, top, left = draws.uniforms(recipe.seed, Stream.MIX, epoch, count, 4).T
-    paste = which < 0.5 if spec.mixup and spec.cutmix else np.full(count, bool(spec.cutmix))
+    height, width, _ = recipe.preprocess.input_size(image, get_arch(recipe.arch))
+    which, weight, top, left = uniforms(Stream.MIX, 4).T
+    paste = which < 0.5 if spec.mixup and spec.cutmix else np.full(len(which), bool(spec.cutmix))
     mixup = np.where(paste, 1.0, draws.betas(spec.mixup, weight) if spec.mixup else 1.0)
     side = np.where(paste, np.sqrt(1 - draws.betas(spec.cutmix, weight)) if spec.cutmix else 0.0, 0.0)
     middle = np.stack([np.floor(top * height), np.floor(left * width)], 1)
@@ -133,20 +185,6 @@ def _draw_mix(recipe: Recipe, epoch: int, count: int, data: Dataset) -> dict[str
     cut = np.concatenate([middle - half, middle + half], 1).clip(0, [height, width] * 2).astype(np.int32)
     area = (cut[:, 2] - cut[:, 0]) * (cut[:, 3] - cut[:, 1]) / (height * width)
     return {"mixup": mixup, "cut": cut, "share": np.where(paste, 1 - area, mixup)}
-
-
-def _view(recipe: Recipe, epoch: int, side: int, train: bool) -> View:
-    """How a photograph becomes pixels of one size on the host."""
-    spec = recipe.preprocess
-    if not (train and spec.random_resized_crop):
-        return lambda index, image: central_square(image, side)
-    crop = spec.crop
-    assert crop
-
-    def random_view(index: int, image: Image.Image) -> np.ndarray:
-        return random_resized_crop(image, crop, draws.uniforms_at(recipe.seed, Stream.RESIZED_CROP, epoch, index, 22))
-
-    return random_view
 
 
 def central_square(image: Image.Image, side: int) -> np.ndarray:
@@ -172,12 +210,17 @@ def random_resized_crop(image: Image.Image, side: int, uniforms: np.ndarray) -> 
         side: of the result, in pixels.
         uniforms: float64 (22,) in [0, 1): area and ratio of ten tries, then the box's place.
 
+    A JPEG that is not decoded yet is decoded at a half, a quarter or an eighth of its size, if the box then still has
+    twice `side` pixels each way. That is fast, and changes pixels a little, as Pillow's own `thumbnail` does.
     """
     from PIL import Image
 
     width, height = image.size
     top, left, h, w = random_boxes(height, width, uniforms[None])[0]
-    return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + w, top + h)))
+    box = np.array([left, top, left + w, top + h])
+    if drafted := image.draft(None, (ceil(width * 2 * side / w), ceil(height * 2 * side / h))):
+        box *= drafted[1][2] / width
+    return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=tuple(box)))
 
 
 def random_boxes(height: int, width: int, uniforms: np.ndarray) -> np.ndarray:

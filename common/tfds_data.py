@@ -123,21 +123,21 @@ class _Records:
     def __getitems__(self, ids: range) -> list[dict[str, Any]]:
         """Images uint8 (height, width, channels) with their labels."""
         try:
-            examples = [self._decode(record) for record in self.source.__getitems__(ids)]
+            return [self._pixels(*self._decode(record)) for record in self.source.__getitems__(ids)]
         except Exception:  # whatever it is: one by one, the example at fault is named
-            examples = [self.open(index) for index in ids]
-        return [{"image": np.asarray(image).reshape(self.image or -1), "label": label} for image, label in examples]
+            return [self._read(index) for index in ids]
 
-    def open(self, index: int) -> tuple[Image.Image, int]:
-        """One image, grey or RGB, and its label.
+    @contextmanager
+    def open(self, index: int) -> Iterator[tuple[Image.Image, int]]:
+        """One image, grey or RGB, perhaps not decoded yet, and its label.
 
         Raises:
-            UserError: it cannot be read, decoded, or has another size; with its index and file name.
+            UserError: it cannot be read, decoded or used, or has another size; with its index and file name.
         """
         record: dict[str, Any] = {}
         try:
             record = self.source[index]
-            return self._decode(record)
+            yield self._decode(record)
         except Exception as error:  # what the record reader and Pillow raise on damaged data is of many kinds
             file_name = f" ({record['file_name'].decode()})" if "file_name" in record else ""
             raise UserError(
@@ -146,10 +146,18 @@ class _Records:
             ) from error
 
     def _decode(self, record: dict[str, Any]) -> tuple[Image.Image, int]:
-        image = Image.open(io.BytesIO(record["image"])).convert("L" if self.image and self.image[2] == 1 else "RGB")
+        image: Image.Image = Image.open(io.BytesIO(record["image"]))
+        mode = "L" if self.image and self.image[2] == 1 else "RGB"
         if self.image and (image.height, image.width) != self.image[:2]:
             raise ValueError(f"it has {image.height}x{image.width} pixels")
-        return image, int(record["label"])
+        return image if image.mode == mode else image.convert(mode), int(record["label"])
+
+    def _read(self, index: int) -> dict[str, Any]:
+        with self.open(index) as example:
+            return self._pixels(*example)
+
+    def _pixels(self, image: Image.Image, label: int) -> dict[str, Any]:
+        return {"image": np.asarray(image).reshape(self.image or -1), "label": label}
 
 
 def _open_splits(name: str, spec: DatasetSpec, data_dir: Path | None) -> tuple[list[str], _Records, _Records]:

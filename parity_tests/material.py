@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache
 from itertools import count, islice
@@ -69,10 +70,10 @@ def photographs() -> Dataset:
         for left in range(0, 340, 17)
     ]
 
-    def open_piece(index: int) -> tuple[Image.Image, int]:
+    def open_piece(index: int) -> AbstractContextManager[tuple[Image.Image, int]]:
         from PIL import Image
 
-        return Image.fromarray(pieces[index]), index % CLASSES
+        return nullcontext((Image.fromarray(pieces[index]), index % CLASSES))
 
     names = tuple(str(label) for label in range(CLASSES))
     return Dataset("photographs", "train", None, names, Photographs(open_piece), np.arange(len(pieces)))

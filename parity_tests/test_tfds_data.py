@@ -405,9 +405,9 @@ def test_a_damaged_photograph_is_named(tmp_path: Path, damage: str) -> None:
     failed = []
     for index in range(5):
         try:
-            image, label = train.source.open(index)  # type: ignore[attr-defined]
-            assert image.mode == "RGB"
-            assert image.size == Image.open(io.BytesIO(PHOTOGRAPHS[label - 100])).size
+            with train.source.open(index) as (image, label):  # type: ignore[attr-defined]
+                assert np.asarray(image).shape == np.asarray(Image.open(io.BytesIO(PHOTOGRAPHS[label - 100]))).shape
+                assert image.mode == "RGB"
         except UserError as error:
             failed.append((index, str(error)))
     ((index, text),) = failed
@@ -460,8 +460,8 @@ def test_imagenet_from_its_archives(
     train, test = load_photographs(tmp_path, 2, 2)
     photographs = {}
     for index in range(2):
-        image, label = train.source.open(index)  # type: ignore[attr-defined]
-        photographs[train.class_names[label]] = np.asarray(image, int)
+        with train.source.open(index) as (image, label):  # type: ignore[attr-defined]
+            photographs[train.class_names[label]] = np.asarray(image, int)
     assert sorted(photographs) == ["n01440764", "n01739381"]
     for synset, original in (("n01440764", PHOTOGRAPHS[0]), ("n01739381", PHOTOGRAPHS[4])):
         wanted = np.asarray(Image.open(io.BytesIO(original)).convert("RGB"), int)
@@ -469,7 +469,7 @@ def test_imagenet_from_its_archives(
         assert np.abs(photographs[synset] - wanted).mean() < 2
     stored = [train.source.open.__self__.source[index] for index in range(2)]  # type: ignore[attr-defined]
     assert {Image.open(io.BytesIO(record["image"])).mode for record in stored} == {"RGB"}
-    labels = [test.source.open(index)[1] for index in range(2)]  # type: ignore[attr-defined]
+    labels = test.source.read(np.arange(2), lambda index, image: np.zeros(1))[1]
     assert {test.class_names[label] for label in labels} == {"n01751748", "n09193705"}  # the published first two
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from traceback import clear_frames
@@ -153,7 +153,7 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
         UserError: data, weights or folder are not as needed, or training cannot go on; says what to do.
         Stopped: a signal has asked to stop.
     """
-    train, test = datasets.load(recipe.dataset, options.data_dir)
+    train, test = (replace(data, workers=options.workers) for data in datasets.load(recipe.dataset, options.data_dir))
     arch = recipe.model_arch(train.image, len(train.class_names))
     splits: dict[datasets.Split, datasets.Dataset] = {"test": test}
     if recipe.val_fraction:

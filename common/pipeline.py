@@ -33,11 +33,13 @@ class Batch:
             contrast and saturation. `pca`: float64 (n, 3), standard normals. And to mix pairs, `partner`: int32 (n,),
             the other's place in the batch; `mixup`: float64 (n,), weight of the own pixels; `cut`: int32 (n, 4), top,
             left, bottom and right of the partner's box; `share`: float64 (n,), weight of the own label.
+        ids: int64 (n,), which of the source's examples these are.
     """
 
     images: np.ndarray
     labels: np.ndarray
     draws: dict[str, np.ndarray]
+    ids: np.ndarray
 
     def update(self, digest: hashlib._Hash) -> None:
         """Add every byte of the batch to a hash."""
@@ -78,7 +80,7 @@ def batches(data: Dataset, recipe: Recipe, epoch: int, *, train: bool) -> Iterat
         numbers = {name: rows[chosen] for name, rows in table.items()}
         if "share" in numbers:  # the neighbour: in a random order, that is a random partner
             numbers["partner"] = np.roll(np.arange(len(chosen), dtype=np.int32), 1)
-        return Batch(images, labels, numbers)
+        return Batch(images, labels, numbers, chosen)
 
     starts = range(0, len(ids), recipe.batch_size)
     with ThreadPoolExecutor(1) as ahead:

@@ -23,7 +23,7 @@ from common.pipeline import batches, steps_per_epoch
 from common.recipes import Recipe
 from common.run import default_folder, open_or_create, write_manifest
 from flax_impl import checkpoint, convert
-from flax_impl.device import check_precision, compute_dtype, describe, pick_device, to_device
+from flax_impl.device import Feed, check_precision, compute_dtype, describe, pick_device
 from flax_impl.evaluate import evaluate
 from flax_impl.init import initialize
 from flax_impl.layers import dropout_from
@@ -71,7 +71,7 @@ def init_state(recipe: Recipe, arch: Arch, steps: int, device: jax.Device) -> Tr
         tune = recipe.finetune
         is_head = None if tune.head == "all" else recipe.head_layers(arch).__contains__
         freeze_steps = tune.freeze_epochs * steps
-        return TrainState.create(
+        state = TrainState.create(
             apply_fn=model.apply,
             params=variables["params"],
             tx=build_optimizer(recipe.optimizer, rate, is_head, tune.backbone_lr, freeze_steps),
@@ -81,13 +81,15 @@ def init_state(recipe: Recipe, arch: Arch, steps: int, device: jax.Device) -> Tr
             recipe=recipe,
             freeze_steps=freeze_steps,
         )
+    # As a step leaves them, arrays of a definite type on a definite device, or the second step would compile again.
+    return jax.device_put(state.replace(step=jnp.zeros((), jnp.int32)), device)
 
 
 @partial(jax.jit, donate_argnums=0)
 def train_step(
     state: TrainState, images: Array, labels: Array, draws: dict[str, Array]
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One optimizer step; the old state's memory is reused.
+    """One optimizer step with what `Feed` or `to_device` gives; the old state's memory is reused.
 
     Returns:
         The new state. On the device: `loss` (cross-entropy in nats) and `correct` first guesses, summed over the
@@ -202,11 +204,11 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
     write_manifest(run, "flax", describe(device), arch, train.class_names)
     state, first = checkpoint.resume(run, state) if options.resume else (state, 0)
     cli.announce(run, describe(device), arch, train, splits, fresh, first)
-    journal = Journal(run, steps, options.log_every)
+    journal, feed = Journal(run, steps, options.log_every), Feed(train, device)
     for epoch in range(first, recipe.epochs):
         with journal.epoch(epoch) as record:
-            for batch in batches(train, recipe, epoch, train=True):
-                state, sums = train_step(state, *to_device(batch, device))
+            for batch, inputs in feed(batches(train, recipe, epoch, train=True)):
+                state, sums = train_step(state, *inputs)
                 record(batch, sums)
         scores = {split: evaluate(state.model, state.variables, data, recipe) for split, data in splits.items()}
         checkpoint.save(run.checkpoint(epoch + 1, "flax"), state)

@@ -16,11 +16,11 @@ from common import cli, datasets, plots
 from common.arch import Arch
 from common.initializers import get_init
 from common.journal import Journal
-from common.pipeline import Batch, batches, steps_per_epoch
+from common.pipeline import batches, steps_per_epoch
 from common.recipes import Recipe
 from common.run import default_folder, open_or_create, write_manifest
 from torch_impl import checkpoint, weights
-from torch_impl.device import check_precision, compute_in, describe, pick_device, to_device
+from torch_impl.device import Feed, check_precision, compute_in, describe, pick_device
 from torch_impl.dropout import StepKey, share_dropout
 from torch_impl.evaluate import evaluate
 from torch_impl.init import initialize
@@ -70,14 +70,13 @@ def _head_and_backbone(model: AlexNet | LeNet, recipe: Recipe) -> tuple[list[Par
     return head, [parameter for name, parameter in named if name.split(".")[0] not in layers]
 
 
-def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
-    """One optimizer step, in place.
+def train_step(state: TrainState, images: Tensor, labels: Tensor, draws: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One optimizer step, in place, with what `Feed` or `to_device` gives.
 
     Returns:
         On the device: `loss` (cross-entropy in nats) and `correct` first guesses, summed over the batch, and `count`.
     """
     parameter = next(state.model.parameters())
-    images, labels, draws = to_device(batch, parameter.device)
     state.model.train().requires_grad_(True)
     if state.schedule.last_epoch < state.freeze_steps:
         for frozen in _head_and_backbone(state.model, state.recipe)[1]:
@@ -153,11 +152,11 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
     write_manifest(run, "torch", describe(device), arch, train.class_names)
     first = checkpoint.resume(run, state) if options.resume else 0
     cli.announce(run, describe(device), arch, train, splits, fresh, first)
-    journal = Journal(run, steps, options.log_every)
+    journal, feed = Journal(run, steps, options.log_every), Feed(train, device)
     for epoch in range(first, recipe.epochs):
         with journal.epoch(epoch) as record:
-            for batch in batches(train, recipe, epoch, train=True):
-                record(batch, train_step(state, batch))
+            for batch, inputs in feed(batches(train, recipe, epoch, train=True)):
+                record(batch, train_step(state, *inputs))
         scores = {split: evaluate(state.model, data, recipe) for split, data in splits.items()}
         checkpoint.save(run.checkpoint(epoch + 1, "torch"), state)
         journal.scores(epoch, scores, record)

@@ -34,6 +34,7 @@ class TrainOptions:
         data_dir: where tensorflow-datasets keeps its data (default: TFDS_DATA_DIR, else ~/tensorflow_datasets).
         device: to compute on.
         log_every: steps between two rows of metrics.jsonl.
+        compile: let PyTorch compile the step with torch.compile, which takes its time at the start; JAX always does.
     """
 
     out: Path | None = None
@@ -42,6 +43,7 @@ class TrainOptions:
     data_dir: Path | None = None
     device: Device = "auto"
     log_every: int = 10
+    compile: bool = False
 
 
 @dataclass(frozen=True)

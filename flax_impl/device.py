@@ -61,6 +61,10 @@ def check_precision(precision: Precision, device: jax.Device) -> None:
         raise UserError(f"precision is {precision}, in which {describe(device)} does not compute: {error}.") from error
 
 
+def check_compiler(device: jax.Device) -> None:
+    """XLA brings its own compiler, so there is nothing that could be missing."""
+
+
 def describe(device: jax.Device) -> str:
     """The device in words."""
     if device.platform == "cpu":

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 import flax_impl.train
+import torch_impl.train
 from common.datasets import Dataset
+from common.errors import UserError
 from common.pipeline import Batch, batches, steps_per_epoch
 from common.recipes import RECIPES, Recipe
 from flax_impl import device as flax_device
@@ -102,3 +104,44 @@ def test_flax_compiles_once_for_each_shape() -> None:
             state, _ = flax_impl.train.train_step(state, *inputs)
             compiled.append(compilations._cache_size() - before)
     assert compiled == [1, 1, 2, 2, 2, 2]
+
+
+def torch_run(
+    recipe: Recipe, data: Dataset, *, compiled: bool
+) -> tuple[list[float], dict[str, torch.Tensor], list[int]]:
+    """Two epochs on a narrow network: the losses, the weights at the end, and the graphs compiled up to each step."""
+    arch = narrow(recipe.model_arch(data.image, len(data.class_names)))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    state = torch_impl.train.init_state(
+        recipe, arch, steps_per_epoch(data, recipe), torch_device.pick_device("cpu"), compiled=compiled
+    )
+    feed, losses, graphs = torch_device.Feed(data, CPU["torch"]), [], []
+    for epoch in range(2):
+        for _, inputs in feed(batches(data, recipe, epoch, train=True)):
+            losses.append(float(torch_impl.train.train_step(state, *inputs)["loss"]))
+            graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    return losses, state.model.state_dict(), graphs
+
+
+def test_a_compiled_torch_step_is_the_plain_one() -> None:
+    """In float64, dropout, crops, flips and mixing on; each of the two functions is compiled once for each shape."""
+    data, recipe = ragged()
+    recipe = replace(recipe, precision="float64")
+    plain, weights, none = torch_run(recipe, data, compiled=False)
+    losses, compiled, graphs = torch_run(recipe, data, compiled=True)
+    assert none == [0] * 6
+    assert graphs == [2, 2, 4, 4, 4, 4]
+    assert losses == pytest.approx(plain, rel=1e-12)
+    for name, weight in weights.items():
+        assert torch.allclose(compiled[name], weight, rtol=1e-10, atol=1e-12), name
+    masks_elsewhere = replace(recipe, seed=1)
+    assert torch_run(masks_elsewhere, data, compiled=False)[0] != pytest.approx(plain, rel=1e-6)
+
+
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--compile` where PyTorch finds none: one sentence that says what it needs."""
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    torch._dynamo.reset()
+    with torch._inductor.utils.fresh_cache(), pytest.raises(UserError, match=r"--compile: .* a C\+\+ compiler"):
+        torch_device.check_compiler(CPU["torch"])

@@ -60,6 +60,20 @@ def check_precision(precision: Precision, device: torch.device) -> None:
         raise UserError(f"precision is {precision}, in which {describe(device)} does not compute: {error}.") from error
 
 
+def check_compiler(device: torch.device) -> None:
+    """Let `torch.compile` compile a product, before a run begins.
+
+    Raises:
+        UserError: it cannot; says what it needs.
+    """
+    try:
+        torch.compile(torch.mul)(torch.ones(2, device=device), 2)
+    except (torch._dynamo.exc.BackendCompilerFailed, torch._dynamo.exc.Unsupported, RuntimeError) as error:
+        needs = "a GPU of compute capability 7.0 with triton" if device.type == "cuda" else "a C++ compiler (g++)"
+        what = str(error).strip().splitlines()[0]
+        raise UserError(f"--compile: PyTorch cannot compile here; it needs {needs}. It says: {what}") from error
+
+
 def describe(device: torch.device) -> str:
     """The device in words."""
     if device.type == "cuda":

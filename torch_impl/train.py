@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from common.pipeline import batches, steps_per_epoch
 from common.recipes import Recipe
 from common.run import default_folder, open_or_create, write_manifest
 from torch_impl import checkpoint, weights
-from torch_impl.device import Feed, check_precision, compute_in, describe, pick_device
+from torch_impl.device import Feed, check_compiler, check_precision, compute_in, describe, pick_device
 from torch_impl.dropout import StepKey, share_dropout
 from torch_impl.evaluate import evaluate
 from torch_impl.init import initialize
@@ -40,10 +41,11 @@ class TrainState:
     dropout: StepKey
     recipe: Recipe
     freeze_steps: int
+    preprocess: Callable[..., Tensor] = preprocess
     step: int = 0
 
 
-def init_state(recipe: Recipe, arch: Arch, steps: int, device: torch.device) -> TrainState:
+def init_state(recipe: Recipe, arch: Arch, steps: int, device: torch.device, *, compiled: bool = False) -> TrainState:
     """Fresh parameters, optimizer and schedule.
 
     Args:
@@ -51,6 +53,7 @@ def init_state(recipe: Recipe, arch: Arch, steps: int, device: torch.device) -> 
         arch: adapted to the data.
         steps: in one epoch.
         device: to train on.
+        compiled: let PyTorch compile preprocessing and network, once for each shape; see `check_compiler`.
     """
     model = build(arch)
     initialize(model, get_init(recipe.init), recipe.seed)
@@ -61,7 +64,11 @@ def init_state(recipe: Recipe, arch: Arch, steps: int, device: torch.device) -> 
     optimizer = build_optimizer(recipe.optimizer, *_head_and_backbone(model, recipe), tune.backbone_lr)
     schedule = build_schedule(optimizer, recipe.schedule, steps, recipe.epochs)
     scaler = build_scaler(recipe.loss_scale, recipe.precision, device)
-    return TrainState(model, optimizer, schedule, scaler, dropout, recipe, tune.freeze_epochs * steps)
+    state = TrainState(model, optimizer, schedule, scaler, dropout, recipe, tune.freeze_epochs * steps)
+    if compiled:
+        model.compile(dynamic=False)
+        state.preprocess = torch.compile(preprocess, dynamic=False)
+    return state
 
 
 def _head_and_backbone(model: AlexNet | LeNet, recipe: Recipe) -> tuple[list[Parameter], list[Parameter]]:
@@ -81,7 +88,7 @@ def train_step(state: TrainState, images: Tensor, labels: Tensor, draws: dict[st
     if state.schedule.last_epoch < state.freeze_steps:
         for frozen in _head_and_backbone(state.model, state.recipe)[1]:
             frozen.requires_grad_(False)
-    x = mix(preprocess(images, draws, state.recipe.preprocess, parameter.dtype), draws)
+    x = mix(state.preprocess(images, draws, state.recipe.preprocess, parameter.dtype), draws)
     targets = soft_targets(labels, draws, state.model.arch.classes, parameter.dtype)
     state.dropout.at(state.step)
     state.optimizer.zero_grad()
@@ -104,7 +111,7 @@ def backward(state: TrainState, x: Tensor, targets: Tensor, row: int) -> tuple[T
         The sum of its losses, and its logits.
     """
     part = slice(row, row + state.recipe.micro_batch)
-    state.dropout.row = row
+    state.dropout.from_row(row)
     with compute_in(state.recipe.precision, x.device):
         logits = state.model(x[part]).to(x.dtype)
     loss = F.cross_entropy(logits, targets[part], reduction="sum", label_smoothing=state.recipe.label_smoothing)
@@ -146,7 +153,9 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
         train, splits["val"] = train.hold_out(recipe.val_fraction, recipe.seed)
     steps, device = steps_per_epoch(train, recipe), pick_device(options.device)
     check_precision(recipe.precision, device)
-    state = init_state(recipe, arch, steps, device)
+    if options.compile:
+        check_compiler(device)
+    state = init_state(recipe, arch, steps, device, compiled=options.compile)
     fresh = start_weights(state, arch, options)
     run = open_or_create(options.out or default_folder(recipe, "torch"), recipe, "torch", resume=options.resume)
     write_manifest(run, "torch", describe(device), arch, train.class_names)

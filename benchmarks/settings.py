@@ -108,8 +108,8 @@ _FINETUNE = Contestant("torch", "alexnet", 1024, "bfloat16", side=224, stored=32
 
 SUITES: dict[str, tuple[Heat, ...]] = {
     "tiny": (
-        _heat(_TINY, replace(_TINY, loop="plain_flax"), *ours(_TINY, "float32"), rounds=3, steps=2),
-        _heat(replace(_TINY, loop="torch"), replace(_TINY, loop="torch", pause=0.2), rounds=2, steps=2),
+        _heat(*ours(_TINY, "float32"), replace(_TINY, loop="torch", pause=0.3), rounds=2, steps=3),
+        _heat(_TINY, replace(_TINY, loop="plain_flax"), rounds=2, steps=2),
     ),
     "cpu": (
         _heat(_ALEXNET, replace(_ALEXNET, loop="plain_flax"), *ours(_ALEXNET, "float32", "bfloat16")),

@@ -33,16 +33,13 @@ def plot(source: Path) -> Path:
     figure, axes = plt.subplots(2, 2, figsize=(9, 6), constrained_layout=True, sharex="col")
     usual = Counter(row["batch"] for row in rows if row["side"]).most_common(1)[0][0]
     native = adapted(Contestant("torch", rows[0]["arch"], 1)).image[0]
-    kinds = (
-        ("batch size", "batch", lambda row: not row["side"]),
-        ("image side", "side", lambda row: row["batch"] == usual),
-    )
-    for column, (label, key, chosen) in enumerate(kinds):
+    by_batch, by_side = [row for row in rows if not row["side"]], [row for row in rows if row["batch"] == usual]
+    for column, (label, key, shown) in enumerate((("batch size", "batch", by_batch), ("image side", "side", by_side))):
         for loop in ("torch", "flax"):
             points = sorted(
                 (row[key] or native, row["images_per_second"], row["peak_bytes"] / 2**30)
-                for row in rows
-                if row["loop"] == loop and chosen(row)
+                for row in shown
+                if row["loop"] == loop
             )
             for axis, values in zip(axes[:, column], list(zip(*points, strict=True))[1:], strict=True):
                 axis.plot([point[0] for point in points], values, marker="o", label=loop)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from benchmarks.settings import Contestant
-from common.arch import Arch
+from common.arch import Arch, MaxPool
 from parity_tests.material import pixels
 
 
@@ -25,7 +25,7 @@ def network(arch: Arch) -> nn.Module:
     channels = arch.image[2]
     for spec in arch.convs:
         layers += [nn.Conv2d(channels, spec.features, spec.kernel, spec.stride, spec.padding), nn.ReLU(inplace=True)]
-        layers += [nn.MaxPool2d(pool.size, pool.stride) for pool in spec.after if hasattr(pool, "size")]
+        layers += [nn.MaxPool2d(pool.size, pool.stride) for pool in spec.after if isinstance(pool, MaxPool)]
         channels = spec.features
     layers.append(nn.Flatten())
     width = arch.feature_size[0] * arch.feature_size[1] * channels

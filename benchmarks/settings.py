@@ -51,8 +51,8 @@ class Contestant:
     @property
     def recipe(self) -> Recipe:
         """SGD with momentum and decay, as every plain loop has it, and the augmentation of its kind of images."""
-        crop = {"pad": 4, "crop": 32} if self.arch.startswith("alexnet_cifar") else {}
-        resize = self.side if self.stored else None
+        crops = self.arch.startswith("alexnet_cifar")
+        preprocess = Preprocess(flip=True, pad=4 * crops, crop=32 if crops else None, mean=(0.5,), std=(0.25,))
         return Recipe(
             name="bench",
             dataset="pixels",
@@ -61,7 +61,7 @@ class Contestant:
             epochs=1,
             batch_size=self.batch,
             optimizer=Optimizer(lr=0.01, momentum=0.9, weight_decay=5e-4),
-            preprocess=Preprocess(flip=True, resize=resize, mean=(0.5,), std=(0.25,), **crop),
+            preprocess=replace(preprocess, resize=self.side if self.stored else None),
             precision="float32" if self.precision == "tf32" else self.precision,
         )
 
@@ -92,7 +92,7 @@ _TINY = Contestant("tutorial", "alexnet_cifar", 4, width=32)
 
 def ours(base: Contestant, *precisions: Precision | Literal["tf32"], compile: bool = False) -> tuple[Contestant, ...]:  # noqa: A002
     """Both frameworks in these precisions."""
-    flags = ((("torch", False), ("torch", True)) if compile else (("torch", False),)) + (("flax", False),)
+    flags: list[tuple[Loop, bool]] = [("torch", False), *([("torch", True)] if compile else []), ("flax", False)]
     return tuple(replace(base, loop=loop, precision=p, compile=flag) for p in precisions for loop, flag in flags)
 
 

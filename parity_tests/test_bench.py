@@ -75,7 +75,7 @@ def test_a_contestant_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.Mon
     from benchmarks import bench as module
 
     broken = Contestant("torch", "alexnet", 2, side=16)  # too small for the strides
-    monkeypatch.setitem(module.SUITES, "broken", (Heat((broken,), 1),))
+    monkeypatch.setitem(SUITES, "broken", (Heat((broken,), 1),))
     [row] = module.run_suite("broken", tmp_path / "out.json", float("inf"))
     assert row == {"failed": "torch failed, alexnet, batch 2."}
     [row] = module.run_suite("broken", tmp_path / "out.json", 0.0)

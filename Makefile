@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c requiremen
 LOCK := pyproject.toml requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help train-torch train-flax evaluate-torch evaluate-flax predict predict-torch predict-flax export-torch export-flax summary weights data test test-full test-gpu parity ablation mutants study compare soak fuzz lint lock clean
+.PHONY: help train-torch train-flax evaluate-torch evaluate-flax predict predict-torch predict-flax export-torch export-flax summary weights data test test-full test-gpu parity bench bench-gpu growth ablation mutants study compare soak fuzz lint lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list every target
@@ -62,6 +62,16 @@ test-gpu: .venv/.test  ## run the tests that need a GPU, and file what they meas
 
 parity: .venv/.test  ## compare every architecture in every precision, print the table and file it
 	$(BIN)/python -m parity_tests.table $(ARGS)
+
+bench: .venv/.test  ## measure both frameworks beside plain loops on this machine's CPU, print the table and file it
+	$(BIN)/python -m benchmarks.bench cpu
+
+bench-gpu: .venv/.test  ## the same on a GPU, and the seconds to an accuracy, within nine minutes and without a network
+	$(BIN)/python -m benchmarks.bench_gpu
+
+growth: .venv/.test  ## measure throughput and memory against batch and image size on the CPU, and plot them
+	$(BIN)/python -m benchmarks.bench growth
+	$(BIN)/python -m benchmarks.growth growth
 
 ablation: .venv/.torch .venv/.flax  ## train RECIPE with one part or technique changed at a time, three seeds each, and file the table
 	$(BIN)/python benchmarks/ablation.py $(RECIPE) $(ARGS)

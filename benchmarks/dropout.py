@@ -12,11 +12,10 @@ from time import perf_counter
 import torch
 
 from common.arch import ARCHS
-from common.pipeline import Batch
 from common.recipes import Optimizer, Preprocess, Recipe
 from common.run import package_versions, write_json
 from parity_tests.material import first_batches, pixels
-from torch_impl.device import describe, pick_device
+from torch_impl.device import describe, pick_device, to_device
 from torch_impl.dropout import bernoulli, module_key
 from torch_impl.train import TrainState, init_state, train_step
 
@@ -44,11 +43,12 @@ def main() -> None:
     optimizer = Optimizer(lr=0.01, momentum=0.9, weight_decay=1e-4)
     recipe = Recipe("dropout", "pixels", "alexnet", "torch", 1, BATCH, optimizer, preprocess=Preprocess(std=(0.25,)))
     state = init_state(recipe, arch, 1, device)
-    batch: Batch = next(iter(first_batches(pixels(arch, BATCH), recipe, 1)))
-    train_step(state, batch)
+    inputs = to_device(next(iter(first_batches(pixels(arch, BATCH), recipe, 1))), device)
+    train_step(state, *inputs)
     draw_masks(state, device)
     pairs = [
-        (seconds(device, train_step, state, batch), seconds(device, draw_masks, state, device)) for _ in range(REPEATS)
+        (seconds(device, train_step, state, *inputs), seconds(device, draw_masks, state, device))
+        for _ in range(REPEATS)
     ]
     step, masks = (median(column) for column in zip(*pairs, strict=True))
     result = {

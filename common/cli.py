@@ -39,6 +39,7 @@ class TrainOptions:
         checkpoint_every: steps between two checkpoints within an epoch, besides the one after each (default: none).
         keep: how many checkpoints stay, the newest; the best stays as well (default: all).
         workers: processes that decode photographs ahead; 0 decodes in threads of this one.
+        compile: let PyTorch compile the step with torch.compile, which takes its time at the start; JAX always does.
     """
 
     out: Path | None = None
@@ -50,6 +51,7 @@ class TrainOptions:
     checkpoint_every: int | None = None
     keep: int | None = None
     workers: int = 0
+    compile: bool = False
 
     def check(self) -> None:
         """Refuse values that no run can have.

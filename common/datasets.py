@@ -156,6 +156,11 @@ class Dataset:
         return len(self.ids)
 
     @property
+    def arrays(self) -> Arrays | None:
+        """The source's examples, where they are in memory: those of other splits too, at the places `ids` gives."""
+        return self.source if isinstance(self.source, Arrays) else None
+
+    @property
     def files(self) -> list[str]:
         """The path of each example, where they are files; else nothing."""
         source = self.source.source if isinstance(self.source, Relabelled) else self.source

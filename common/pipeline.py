@@ -38,11 +38,13 @@ class Batch:
             contrast and saturation. `pca`: float64 (n, 3), standard normals. And to mix pairs, `partner`: int32 (n,),
             the other's place in the batch; `mixup`: float64 (n,), weight of the own pixels; `cut`: int32 (n, 4), top,
             left, bottom and right of the partner's box; `share`: float64 (n,), weight of the own label.
+        ids: int64 (n,), which of the source's examples these are.
     """
 
     images: np.ndarray
     labels: np.ndarray
     draws: dict[str, np.ndarray]
+    ids: np.ndarray
 
     def update(self, digest: hashlib._Hash) -> None:
         """Add every byte of the batch to a hash."""
@@ -101,7 +103,7 @@ class _Pass:
         images, labels = self.data.source.read(ids, view)
         if "share" in numbers:  # the neighbour: in a random order, that is a random partner
             numbers["partner"] = np.roll(np.arange(len(ids), dtype=np.int32), 1)
-        return Batch(images, labels, numbers)
+        return Batch(images, labels, numbers, ids)
 
     @cached_property
     def _ids(self) -> np.ndarray:

@@ -539,3 +539,37 @@ def fashion_mnist_best() -> Recipe:
         preprocess=Preprocess(pad=4, crop=32, flip=True, mean=(0.2860,), std=(0.3530,)),
         mix=Mix(cutmix=1.0),
     )
+
+
+@register
+def cifar10_fast() -> Recipe:
+    """CIFAR-10 at 32 x 32 in few seconds on a GPU, to 78 %, where the tutorials' runs end.
+
+    Source: ours; `cifar10_best` with a larger batch and rate, and neither mixing nor the epochs that it needs. Not yet
+    run to its end on a GPU.
+    """
+    return replace(
+        cifar10_best(),
+        name="cifar10_fast",
+        epochs=10,
+        batch_size=512,
+        optimizer=Optimizer(lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, decay_biases=False),
+        schedule=Schedule("cosine", warmup_epochs=2),
+        mix=Mix(),
+    )
+
+
+@register
+def fashion_mnist_fast() -> Recipe:
+    """The same on Fashion-MNIST, to the 86.6 % that the book's AlexNet reaches after its fifth epoch.
+
+    Source: ours; as `cifar10_fast`.
+    """
+    return replace(
+        cifar10_fast(),
+        name="fashion_mnist_fast",
+        dataset="fashion_mnist",
+        epochs=4,
+        schedule=Schedule("cosine", warmup_epochs=1),
+        preprocess=fashion_mnist_best().preprocess,
+    )

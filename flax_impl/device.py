@@ -4,32 +4,41 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterable, Iterator
+from math import inf
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
+from common.datasets import Dataset
 from common.errors import UserError
+from common.memory import keep_freed
 from common.pipeline import Batch
 from common.recipes import Precision
 from common.run import peak_resident_bytes
 
+Inputs = tuple[Array, Array, dict[str, Array]]
+
+RESIDENT_SHARE = 0.25  # of a device's memory that a dataset may take for good
+
 
 def pick_device(name: str) -> jax.Device:
-    """`auto` takes the GPU if JAX sees one, `cpu` and `gpu` insist.
+    """`auto` takes the GPU if JAX sees one, `cpu` and `gpu` insist. On the CPU, memory is kept: `keep_freed`.
 
     Raises:
         UserError: a GPU is asked for and JAX sees none; says why that may be.
     """
-    if name == "cpu":
-        return jax.devices("cpu")[0]
-    device = jax.devices()[0]
+    device = jax.devices("cpu" if name == "cpu" else None)[0]
     if name == "gpu" and device.platform != "gpu":
         raise UserError(
             f"--device gpu: JAX {jax.__version__} sees no GPU; is an extra installed (pip install '.[flax,cuda13]', "
             f"or cuda12), and does the driver support it?"
         )
+    if device.platform == "cpu":
+        keep_freed()
     return device
 
 
@@ -53,6 +62,10 @@ def check_precision(precision: Precision, device: jax.Device) -> None:
         raise UserError(f"precision is {precision}, in which {describe(device)} does not compute: {error}.") from error
 
 
+def check_compiler(device: jax.Device) -> None:
+    """XLA brings its own compiler, so there is nothing that could be missing."""
+
+
 def describe(device: jax.Device) -> str:
     """The device in words."""
     if device.platform == "cpu":
@@ -70,6 +83,54 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
-def to_device(batch: Batch, device: jax.Device) -> tuple[Array, Array, dict[str, Array]]:
+def to_device(batch: Batch, device: jax.Device) -> Inputs:
     """Images uint8 (N, H, W, C), labels int32 (N,) and draws on the device; the copies do not wait for it."""
     return jax.device_put((batch.images, batch.labels, batch.draws), device)
+
+
+class Feed:
+    """Takes the pipeline's batches to the device, one ahead of the step that computes.
+
+    Examples that are in memory and take up to `RESIDENT_SHARE` of the device's are kept there as uint8, so that only
+    their indices and draws travel. Others are copied batch by batch, beside the computation.
+
+    Args:
+        data: that the batches are of.
+        device: where they go.
+    """
+
+    def __init__(self, data: Dataset, device: jax.Device) -> None:
+        self.device, arrays = device, data.arrays
+        self.kept: tuple[Array, Array] | None = None
+        if arrays and arrays.images.nbytes <= RESIDENT_SHARE * _memory(device):
+            self.kept = jax.device_put((arrays.images, arrays.labels), device)
+
+    def __call__(self, source: Iterable[Batch]) -> Iterator[tuple[Batch, Inputs]]:
+        """Yield each batch with its inputs on the device: images uint8 (N, H, W, C), labels int32 (N,) and draws."""
+        ready: tuple[Batch, Inputs] | None = None
+        for batch in source:
+            following = batch, self._put(batch)
+            if ready:
+                yield ready
+            ready = following
+        if ready:
+            yield ready
+
+    def _put(self, batch: Batch) -> Inputs:
+        if not self.kept:
+            return to_device(batch, self.device)
+        ids, draws = jax.device_put((batch.ids.astype(np.int32), batch.draws), self.device)
+        return *_take(self.kept, ids), draws
+
+
+@jax.jit
+def _take(kept: tuple[Array, Array], ids: Array) -> tuple[Array, Array]:
+    """Images and labels of these examples."""
+    images, labels = kept
+    return images[ids], labels[ids]
+
+
+def _memory(device: jax.Device) -> float:
+    """The device's, in bytes; on the CPU, where the examples are anyway, there is no limit."""
+    stats = device.memory_stats()
+    return stats["bytes_limit"] if stats else inf

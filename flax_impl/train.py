@@ -28,6 +28,7 @@ from common.recipes import Recipe
 from common.run import default_folder, open_or_create, write_manifest
 from flax_impl import checkpoint, convert
 from flax_impl.device import (
+    Feed,
     check_precision,
     compute_dtype,
     describe,
@@ -83,7 +84,7 @@ def init_state(recipe: Recipe, arch: Arch, steps: int, device: jax.Device) -> Tr
         tune = recipe.finetune
         is_head = None if tune.head == "all" else recipe.head_layers(arch).__contains__
         freeze_steps = tune.freeze_epochs * steps
-        return TrainState.create(
+        state = TrainState.create(
             apply_fn=model.apply,
             params=variables["params"],
             tx=build_optimizer(recipe.optimizer, rate, is_head, tune.backbone_lr, freeze_steps),
@@ -93,13 +94,15 @@ def init_state(recipe: Recipe, arch: Arch, steps: int, device: jax.Device) -> Tr
             recipe=recipe,
             freeze_steps=freeze_steps,
         )
+    # As a step leaves them, arrays of a definite type on a definite device, or the second step would compile again.
+    return jax.device_put(state.replace(step=jnp.zeros((), jnp.int32)), device)
 
 
 @partial(jax.jit, donate_argnums=0)
 def train_step(
     state: TrainState, images: Array, labels: Array, draws: dict[str, Array]
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One optimizer step; the old state's memory is reused.
+    """One optimizer step with what `Feed` or `to_device` gives; the old state's memory is reused.
 
     Returns:
         The new state. On the device: `loss` (cross-entropy in nats) and `correct` first guesses, summed over the
@@ -209,7 +212,8 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
         train, splits["val"] = train.hold_out(recipe.val_fraction, recipe.seed)
     steps, device = steps_per_epoch(train, recipe), pick_device(options.device)
     check_precision(recipe.precision, device)
-    state = init_state(recipe, arch, steps, device)
+    begin = partial(init_state, recipe, arch, steps, device)
+    state = begin()
     state, fresh = (state, None) if options.resume else start_weights(state, arch, options.init_from)
     out = options.out or default_folder(recipe, "flax")
     with open_or_create(out, recipe, "flax", resume=options.resume) as run:
@@ -224,7 +228,6 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
         except (NonFiniteError, RuntimeError, MemoryError) as error:
             clear_frames(error.__traceback__)  # which hold what fills the device
             del state
-            begin = partial(init_state, recipe, arch, steps, device)
             if fault := diagnose(error, begin, train, journal):
                 raise UserError(fault) from error
             raise
@@ -244,12 +247,12 @@ def train_epochs(
         NonFiniteError: the loss or a parameter became NaN or infinite.
         Stopped: a signal has asked to stop; a checkpoint is written.
     """
-    recipe, device = state.recipe, jax.tree.leaves(state.params)[0].device
+    recipe, feed = state.recipe, Feed(train, jax.tree.leaves(state.params)[0].device)
     with journal.stop.waiting():
         for epoch in range(journal.progress.epochs, recipe.epochs):
             with journal.epoch(epoch) as record:
-                for batch in batches(train, recipe, epoch, train=True, start=record.done):
-                    state, sums = train_step(state, *to_device(batch, device))
+                for batch, inputs in feed(batches(train, recipe, epoch, train=True, start=record.done)):
+                    state, sums = train_step(state, *inputs)
                     record(batch, sums)
                     if record.due:
                         checkpoint.save(record.path, state, record.progress())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from common import datasets
-from common.arch import Arch
+from common.arch import Arch, Size
 from common.datasets import Arrays, Dataset, Photographs
 from common.pipeline import Batch, batches
 from common.recipes import Recipe
@@ -30,13 +30,14 @@ def narrow(arch: Arch, conv: int = 8, dense: int = 64) -> Arch:
     return replace(arch, convs=convs, dense=(*hidden, arch.dense[-1]))
 
 
-def pixels(arch: Arch, examples: int, seed: int = 0) -> Dataset:
-    """Random pixels of the architecture's own size, with random labels, for checks of arithmetic alone."""
+def pixels(arch: Arch, examples: int, seed: int = 0, image: Size | None = None) -> Dataset:
+    """Random pixels of the architecture's own size, or of another, with random labels, for checks of arithmetic."""
     rng = np.random.default_rng(seed)
-    images = rng.integers(0, 256, (examples, *arch.image), np.uint8)
+    image = image or arch.image
+    images = rng.integers(0, 256, (examples, *image), np.uint8)
     labels = rng.integers(0, arch.classes, examples, np.int32)
     names = [str(label) for label in range(arch.classes)]
-    return datasets.whole("pixels", "train", arch.image, names, Arrays(images, labels))
+    return datasets.whole("pixels", "train", image, names, Arrays(images, labels))
 
 
 @cache

@@ -25,6 +25,7 @@ from common.recipes import Recipe
 from flax_impl import device as flax_device
 from parity_tests.material import first_batches
 from parity_tests.sides import Edit, make_states
+from torch_impl import device as torch_device
 
 Curve = npt.NDArray[np.float64]
 
@@ -68,7 +69,7 @@ def torch_curve(subject: Subject, edit: Edit | None = None) -> Curve:
     for batch in _batches(subject):
         if edit:
             edit(state.model)
-        sums.append(torch_impl.train.train_step(state, batch))
+        sums.append(torch_impl.train.train_step(state, *torch_device.to_device(batch, torch.device("cpu"))))
     return np.array([float(row["loss"]) / float(row["count"]) for row in sums])
 
 

@@ -88,7 +88,7 @@ class TorchSide:
         scale = self.state.scaler.get_scale()
         self.gradients.clear()
         self.seen.clear()
-        sums = torch_impl.train.train_step(self.state, batch)
+        sums = torch_impl.train.train_step(self.state, images, labels, draws)
         memory = weights.optimizer_state(self.state.optimizer, model)
         named = dict(model.named_parameters())
         seen = {name: np.concatenate(arrays) for name, arrays in self.seen.items()}

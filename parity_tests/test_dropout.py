@@ -78,9 +78,8 @@ class _Head(nn.Module):
 def test_layer(rate: float, wide: bool) -> None:
     """Values too, in float32 and float64."""
     x = np.random.default_rng(0).standard_normal((6, 35)).astype(np.float64 if wide else np.float32)
-    step_key = StepKey(11)
-    step_key.at(5)
-    layer = SharedDropout(rate, ("drop6",), step_key)
+    layer = SharedDropout(rate, ("drop6",))
+    StepKey(11, [layer]).at(5)
     with _x64(wide):
         key = jax.random.fold_in(jax.random.key(11), 5)
         theirs = np.asarray(jax.jit(lambda x: _Head(rate).apply({}, x, rngs={"dropout": key}))(jnp.asarray(x)))
@@ -117,7 +116,7 @@ def test_feature_map_is_permuted() -> None:
 
 def test_masks_are_dropout() -> None:
     """The right share, different at every step and in every layer."""
-    step_key = StepKey(0)
+    step_key = StepKey(0, [])
     masks = []
     for step in range(2):
         step_key.at(step)

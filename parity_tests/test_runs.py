@@ -234,7 +234,7 @@ def test_a_terminal_gets_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     run.log(step=0)  # rows of no split are none of its business
     (run.path / "metrics.jsonl").unlink()
     (run.path / "manifest.json").write_text("{}")
-    batch = Batch(np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, np.int32), {})
+    batch = Batch(np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, np.int32), {}, np.arange(4))
     with redirect_stderr(io.StringIO()) as stderr, Journal(run, "torch", ARCHS["lenet"], 3, 1).epoch(0) as record:
         for _ in range(3):
             record(batch, {"loss": 4 * 1.25, "correct": 3, "count": 4})

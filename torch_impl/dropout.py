@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from common.arch import Size
 
 Key = tuple[int, int]
+Words = tuple[int | Tensor, int | Tensor]  # a key, or int32 tensors of its two words
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _WORD = 0xFFFFFFFF
-_CHUNK = 1 << 17  # elements worked on at a time, so that they stay in the cache
+_CHUNK = 1 << 17  # elements that a CPU works on at a time, so that they stay in the cache
 
 
 def seed_key(seed: int) -> Key:
@@ -43,26 +44,27 @@ def module_key(key: Key, path: tuple[str, ...], count: int = 1) -> Key:
     return fold_in(key, int.from_bytes(digest.digest()[:4], "big"))
 
 
-def threefry2x32(key: Key, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
+def threefry2x32(key: Words, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
     """Encrypt 64-bit counters, each given as two int32 tensors of one shape; overwrites them with the result.
 
     int32 additions wrap around as unsigned ones do; a right shift does not, so its copies of the sign are masked off.
     """
-    words = (*key, key[0] ^ key[1] ^ 0x1BD11BDA)
-    high += _signed(words[0])
-    low += _signed(words[1])
+    first, second = _int32(key[0]), _int32(key[1])
+    words = (first, second, first ^ second ^ 0x1BD11BDA)
+    high += words[0]
+    low += words[1]
     for group in range(5):
         for rotation in _ROTATIONS[group % 2]:
             high += low
             carried = (low >> (32 - rotation)).bitwise_and_((1 << rotation) - 1)
             low.bitwise_left_shift_(rotation).bitwise_or_(carried).bitwise_xor_(high)
-        high += _signed(words[(group + 1) % 3])
-        low += _signed(words[(group + 2) % 3] + group + 1 & _WORD)
+        high += words[(group + 1) % 3]
+        low += words[(group + 2) % 3] + (group + 1)
     return high, low
 
 
 def bernoulli(
-    key: Key, keep: float, count: int, *, wide: bool, first: int = 0, device: torch.device | str = "cpu"
+    key: Words, keep: float, count: int, *, wide: bool, first: int | Tensor = 0, device: torch.device | str = "cpu"
 ) -> Tensor:
     """`jax.random.bernoulli(key, keep, (first + count,))[first:]`: bool (count,), true with probability `keep`.
 
@@ -71,16 +73,17 @@ def bernoulli(
         keep: probability.
         count: of elements.
         wide: compare 52 random bits, as JAX does with x64 enabled, instead of 23.
-        first: element to begin with.
+        first: element to begin with; an int64 tensor where it is one.
         device: of the result.
     """
     # A uniform is k * 2^-bits; it is below `keep` where the integer k is below the threshold.
     bits = 52 if wide else 23
     threshold = ceil((keep if wide else float(np.float32(keep))) * 2**bits)
     mask = torch.empty(count, dtype=torch.bool, device=device)
-    for start in range(0, count, _CHUNK):
-        part = mask[start : start + _CHUNK]
-        index = torch.arange(first + start, first + start + len(part), device=device)
+    chunk = _CHUNK if mask.is_cpu and not torch.compiler.is_compiling() else count
+    for start in range(0, count, chunk):
+        part = mask[start : start + chunk]
+        index = torch.arange(start, start + len(part), device=device) + first
         high, low = threefry2x32(key, (index >> 32).int(), index.int())
         if wide:
             k = (high.long() & _WORD) << 20 | (low >> 12 & 0xFFFFF)
@@ -91,16 +94,24 @@ def bernoulli(
 
 
 class StepKey:
-    """The 'dropout' key of the current step, which every layer of a model shares, and the `row` of the batch at which
+    """The 'dropout' key of the current step, which the `layers` of a model share, and the row of the batch at which
     the current micro-batch begins."""
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, layers: list[SharedDropout]) -> None:
+        self.seed, self.layers = seed, layers
         self.at(0)
 
     def at(self, step: int) -> None:
         """Move to training step `step`: `fold_in(key(seed), step)`, as `flax_impl.train` does."""
-        self.key, self.row = fold_in(seed_key(self.seed), step), 0
+        self.key = fold_in(seed_key(self.seed), step)
+        for layer in self.layers:
+            layer.move(module_key(self.key, layer.path))
+        self.from_row(0)
+
+    def from_row(self, row: int) -> None:
+        """Move to the micro-batch that begins at this row of the batch."""
+        for layer in self.layers:
+            layer.row.fill_(row)
 
 
 class SharedDropout(nn.Module):
@@ -109,25 +120,32 @@ class SharedDropout(nn.Module):
     Args:
         rate: of the inputs that become zero.
         path: the module's names in the Flax model.
-        step_key: shared with the other layers.
         size: (height, width, channels) of the feature map that was flattened to make the input, if one was: PyTorch
             flattens it as C, H, W and Flax as H, W, C, so the mask is permuted.
         wide: as for `bernoulli`; None draws wide masks for float64 inputs.
     """
 
-    def __init__(
-        self, rate: float, path: tuple[str, ...], step_key: StepKey, size: Size | None = None, wide: bool | None = None
-    ) -> None:
+    key: Tensor
+    row: Tensor
+
+    def __init__(self, rate: float, path: tuple[str, ...], size: Size | None = None, wide: bool | None = None) -> None:
         super().__init__()
-        self.rate, self.path, self.step_key, self.size, self.wide = rate, path, step_key, size, wide
+        self.rate, self.path, self.size, self.wide = rate, path, size, wide
+        # On the device, so that neither a compiled pass depends on their values nor the device waits for them.
+        self.register_buffer("key", torch.zeros(2, dtype=torch.int32), persistent=False)
+        self.register_buffer("row", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    def move(self, key: Key) -> None:
+        """Take the masks from this key."""
+        for place, word in zip(self.key, key, strict=True):
+            place.fill_(_signed(word))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, features) -> the same, in training with a share `rate` of zeros and the rest scaled up."""
         if not self.training or self.rate == 0:
             return x
         wide = x.dtype == torch.float64 if self.wide is None else self.wide
-        key = module_key(self.step_key.key, self.path)
-        first = self.step_key.row * x[0].numel()
+        key, first = (self.key[0], self.key[1]), self.row * x[0].numel()
         mask = bernoulli(key, 1 - self.rate, x.numel(), wide=wide, first=first, device=x.device)
         if self.size:
             height, width, channels = self.size
@@ -152,12 +170,13 @@ def share_dropout(model: nn.Module, feature_size: Size, seed: int, wide: bool | 
     Returns:
         The key to move with every step.
     """
-    step_key = StepKey(seed)
+    shared = []
     layers = [(name, module) for name, module in model.named_children() if isinstance(module, nn.Dropout)]
     for place, (name, module) in enumerate(layers):
         size = feature_size if place == 0 else None
-        setattr(model, name, SharedDropout(module.p, (name,), step_key, size, wide))
-    return step_key
+        shared.append(SharedDropout(module.p, (name,), size, wide))
+        setattr(model, name, shared[-1])
+    return StepKey(seed, shared)
 
 
 def _signed(word: int) -> int:
@@ -165,5 +184,5 @@ def _signed(word: int) -> int:
     return word - (word >> 31 << 32)
 
 
-def _int32(word: int) -> Tensor:
-    return torch.tensor(_signed(word & _WORD), dtype=torch.int32)
+def _int32(word: int | Tensor) -> Tensor:
+    return word if isinstance(word, Tensor) else torch.tensor(_signed(word & _WORD), dtype=torch.int32)

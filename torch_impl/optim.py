@@ -32,11 +32,11 @@ def build_optimizer(
     betas = (spec.beta1, spec.beta2)
     match spec.name:
         case "sgd":
-            return torch.optim.SGD(groups, spec.lr, spec.momentum, nesterov=spec.nesterov)
+            return torch.optim.SGD(groups, spec.lr, spec.momentum, nesterov=spec.nesterov, fused=True)
         case "adam":
-            return torch.optim.Adam(groups, spec.lr, betas, spec.eps)
+            return torch.optim.Adam(groups, spec.lr, betas, spec.eps, fused=True)
         case "adamw":
-            return torch.optim.AdamW(groups, spec.lr, betas, spec.eps)
+            return torch.optim.AdamW(groups, spec.lr, betas, spec.eps, fused=True)
 
 
 def _is_decayed(parameter: Parameter, spec: Optimizer) -> bool:

@@ -25,7 +25,7 @@ def preprocess(images: Tensor, draws: dict[str, Tensor], spec: Preprocess, dtype
         images = crop(images, draws["crop"], spec.pad, spec.crop)
     if "flip" in draws:
         images = torch.where(draws["flip"][:, None, None, None], images.flip(2), images)
-    x = images.permute(0, 3, 1, 2).to(dtype) / 255
+    x = images.permute(0, 3, 1, 2).to(dtype).div_(255)
     if "box" in draws and spec.crop:
         x = resized_crop(x, draws["box"].to(dtype), spec.crop)
     if spec.resize:
@@ -38,7 +38,7 @@ def preprocess(images: Tensor, draws: dict[str, Tensor], spec: Preprocess, dtype
         x = x + noise[:, :, None, None]
     mean = torch.tensor(spec.mean, dtype=dtype, device=x.device)[:, None, None]
     std = torch.tensor(spec.std, dtype=dtype, device=x.device)[:, None, None]
-    return (x - mean) / std
+    return x.sub_(mean).div_(std)
 
 
 def crop(images: Tensor, places: Tensor, pad: int, side: int) -> Tensor:

@@ -25,6 +25,8 @@ from common.recipes import Recipe
 from common.run import default_folder, open_or_create, write_manifest
 from torch_impl import checkpoint, weights
 from torch_impl.device import (
+    Feed,
+    check_compiler,
     check_precision,
     compute_in,
     describe,
@@ -52,10 +54,11 @@ class TrainState:
     dropout: StepKey
     recipe: Recipe
     freeze_steps: int
+    preprocess: Callable[..., Tensor] = preprocess
     step: int = 0
 
 
-def init_state(recipe: Recipe, arch: Arch, steps: int, device: torch.device) -> TrainState:
+def init_state(recipe: Recipe, arch: Arch, steps: int, device: torch.device, *, compiled: bool = False) -> TrainState:
     """Fresh parameters, optimizer and schedule.
 
     Args:
@@ -63,6 +66,7 @@ def init_state(recipe: Recipe, arch: Arch, steps: int, device: torch.device) -> 
         arch: adapted to the data.
         steps: in one epoch.
         device: to train on.
+        compiled: let PyTorch compile preprocessing and network, once for each shape; see `check_compiler`.
     """
     model = build(arch)
     initialize(model, get_init(recipe.init), recipe.seed)
@@ -73,7 +77,11 @@ def init_state(recipe: Recipe, arch: Arch, steps: int, device: torch.device) -> 
     optimizer = build_optimizer(recipe.optimizer, *_head_and_backbone(model, recipe), tune.backbone_lr)
     schedule = build_schedule(optimizer, recipe.schedule, steps, recipe.epochs)
     scaler = build_scaler(recipe.loss_scale, recipe.precision, device)
-    return TrainState(model, optimizer, schedule, scaler, dropout, recipe, tune.freeze_epochs * steps)
+    state = TrainState(model, optimizer, schedule, scaler, dropout, recipe, tune.freeze_epochs * steps)
+    if compiled:
+        model.compile(dynamic=False)
+        state.preprocess = torch.compile(preprocess, dynamic=False)
+    return state
 
 
 def _head_and_backbone(model: AlexNet | LeNet, recipe: Recipe) -> tuple[list[Parameter], list[Parameter]]:
@@ -82,19 +90,18 @@ def _head_and_backbone(model: AlexNet | LeNet, recipe: Recipe) -> tuple[list[Par
     return head, [parameter for name, parameter in named if name.split(".")[0] not in layers]
 
 
-def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
-    """One optimizer step, in place.
+def train_step(state: TrainState, images: Tensor, labels: Tensor, draws: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One optimizer step, in place, with what `Feed` or `to_device` gives.
 
     Returns:
         On the device: `loss` (cross-entropy in nats) and `correct` first guesses, summed over the batch, and `count`.
     """
     parameter = next(state.model.parameters())
-    images, labels, draws = to_device(batch, parameter.device)
     state.model.train().requires_grad_(True)
     if state.schedule.last_epoch < state.freeze_steps:
         for frozen in _head_and_backbone(state.model, state.recipe)[1]:
             frozen.requires_grad_(False)
-    x = mix(preprocess(images, draws, state.recipe.preprocess, parameter.dtype), draws)
+    x = mix(state.preprocess(images, draws, state.recipe.preprocess, parameter.dtype), draws)
     targets = soft_targets(labels, draws, state.model.arch.classes, parameter.dtype)
     state.dropout.at(state.step)
     state.optimizer.zero_grad()
@@ -117,7 +124,7 @@ def backward(state: TrainState, x: Tensor, targets: Tensor, row: int) -> tuple[T
         The sum of its losses, and its logits.
     """
     part = slice(row, row + state.recipe.micro_batch)
-    state.dropout.row = row
+    state.dropout.from_row(row)
     with compute_in(state.recipe.precision, x.device):
         logits = state.model(x[part]).to(x.dtype)
     loss = F.cross_entropy(logits, targets[part], reduction="sum", label_smoothing=state.recipe.label_smoothing)
@@ -160,7 +167,10 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
         train, splits["val"] = train.hold_out(recipe.val_fraction, recipe.seed)
     steps, device = steps_per_epoch(train, recipe), pick_device(options.device)
     check_precision(recipe.precision, device)
-    state = init_state(recipe, arch, steps, device)
+    if options.compile:
+        check_compiler(device)
+    begin = partial(init_state, recipe, arch, steps, device, compiled=options.compile)
+    state = begin()
     fresh = None if options.resume else start_weights(state, arch, options.init_from)
     out = options.out or default_folder(recipe, "torch")
     with open_or_create(out, recipe, "torch", resume=options.resume) as run:
@@ -175,7 +185,6 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
         except (NonFiniteError, RuntimeError, MemoryError) as error:
             clear_frames(error.__traceback__)  # which hold what fills the device
             del state
-            begin = partial(init_state, recipe, arch, steps, device)
             if fault := diagnose(error, begin, train, journal):
                 raise UserError(fault) from error
             raise
@@ -195,12 +204,12 @@ def train_epochs(
         NonFiniteError: the loss or a parameter became NaN or infinite.
         Stopped: a signal has asked to stop; a checkpoint is written.
     """
-    recipe = state.recipe
+    recipe, feed = state.recipe, Feed(train, next(state.model.parameters()).device)
     with journal.stop.waiting():
         for epoch in range(journal.progress.epochs, recipe.epochs):
             with journal.epoch(epoch) as record:
-                for batch in batches(train, recipe, epoch, train=True, start=record.done):
-                    record(batch, train_step(state, batch))
+                for batch, inputs in feed(batches(train, recipe, epoch, train=True, start=record.done)):
+                    record(batch, train_step(state, *inputs))
                     if record.due:
                         checkpoint.save(record.path, state, record.progress())
                         record.saved()
@@ -235,16 +244,21 @@ def diagnose(
         train: the training split.
         journal: of the run.
     """
+
+    def step_alone(batch: Batch) -> None:
+        state = begin()
+        train_step(state, *to_device(batch, next(state.model.parameters()).device))
+
     if not isinstance(error, NonFiniteError):
         if not is_out_of_memory(error):
             return None
-        return faults.out_of_memory(journal, train, lambda batch: train_step(begin(), batch), is_out_of_memory)
+        return faults.out_of_memory(journal, train, step_alone, is_out_of_memory)
     state = begin()
     restore(state, journal)
     for step, batch in journal.repeat(train, error.step):
         if where := nonfinite_layer(state, batch):
             return faults.not_finite(journal, where, step)
-        train_step(state, batch)
+        train_step(state, *to_device(batch, next(state.model.parameters()).device))
     return faults.not_finite(journal, str(error), error.step)
 
 
@@ -268,7 +282,6 @@ def nonfinite_layer(state: TrainState, batch: Batch) -> str | None:
     images, _, draws = to_device(batch, parameter.device)
     x = mix(preprocess(images, draws, state.recipe.preprocess, parameter.dtype), draws)
     state.dropout.at(state.step)
-    state.dropout.row = 0
     with compute_in(state.recipe.precision, x.device):
         state.model.train()(x)
     for hook in hooks:

@@ -1,0 +1,69 @@
+"""The loop that ours is measured against, in Flax: a jitted step on one fixed tensor, as a tutorial writes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax.training.train_state import TrainState
+from jax import Array
+
+from benchmarks.settings import Contestant
+from common.arch import Arch, MaxPool
+
+
+class Network(nn.Module):
+    """The layers of an `Arch` without batch norm or response norm, in a loop; linen's own initialisers."""
+
+    arch: Arch
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        for spec in self.arch.convs:
+            size, stride = (spec.kernel,) * 2, (spec.stride,) * 2
+            x = nn.relu(nn.Conv(spec.features, size, stride, padding=spec.padding, dtype=self.dtype)(x))
+            for pool in spec.after:
+                if isinstance(pool, MaxPool):
+                    x = nn.max_pool(x, (pool.size,) * 2, (pool.stride,) * 2)
+        x = x.reshape(len(x), -1)
+        for dense in self.arch.dense[:-1]:
+            x = nn.Dropout(dense.dropout, deterministic=not train)(x)
+            x = nn.relu(nn.Dense(dense.features, dtype=self.dtype)(x))
+        return nn.Dense(self.arch.classes, dtype=self.dtype)(x)
+
+
+@jax.jit
+def step(state: TrainState, images: Array, labels: Array, key: Array) -> tuple[TrainState, Array]:
+    """One step: the loss before it, averaged."""
+
+    def loss_fn(params: Any) -> Array:
+        dropout = {"dropout": jax.random.fold_in(key, state.step)}
+        logits = state.apply_fn({"params": params}, images, train=True, rngs=dropout)
+        return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels).mean()
+
+    loss, gradients = jax.value_and_grad(loss_fn)(state.params)
+    return state.apply_gradients(grads=gradients), loss
+
+
+class PlainFlax:
+    """A jitted loop on a fixed batch of normal noise; the loss is read at every step."""
+
+    def __init__(self, contestant: Contestant, arch: Arch) -> None:
+        model = Network(arch, jnp.bfloat16 if contestant.precision == "bfloat16" else None)
+        noise, labels, init, self.key = jax.random.split(jax.random.key(0), 4)
+        self.images = jax.random.normal(noise, (contestant.batch, *arch.image))
+        self.labels = jax.random.randint(labels, (contestant.batch,), 0, arch.classes)
+        params = model.init(init, self.images[:1], train=False)["params"]
+        tx = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.01, momentum=0.9))
+        self.state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
+
+    def run(self, steps: int) -> float:
+        """Train; returns the seconds spent waiting for input: none."""
+        for _ in range(steps):
+            self.state, loss = step(self.state, self.images, self.labels, self.key)
+            float(loss)
+        return 0.0

@@ -175,7 +175,7 @@ def test_a_signal_ends_the_step_and_leaves_a_checkpoint(
     code, said = train(framework, path)
     assert code == 128 + number
     file = path / "checkpoints" / f"epoch_0000_step_00000004{SUFFIX[framework]}"
-    assert f"{number.name}: {file} is written; the same command with --resume --out RUN continues it" in said
+    assert f"{number.name}: {file} is written; the same command with --resume --out {path} continues it" in said
     assert file.exists()
     monkeypatch.undo()
     monkeypatch.setitem(ARCHS, "tiny", replace(narrow(ARCHS["alexnet_cifar"]), name="tiny"))

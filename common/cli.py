@@ -165,7 +165,7 @@ def train(fit: Callable[[Recipe, TrainOptions], Path], arguments: Sequence[str] 
         command.options.check()
         fit(command.recipe, command.options)
 
-    guard(run, "; the same command with --resume --out RUN continues it")
+    guard(run, "; if its folder is there, the same command with --resume --out RUN continues it")
 
 
 class Score(Protocol):
@@ -378,6 +378,5 @@ def guard(command: Callable[[], None], interrupted: str = "") -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except (Stopped, KeyboardInterrupt) as stopped:
-        number, text = (stopped.number, stopped) if isinstance(stopped, Stopped) else (SIGINT, "interrupted")
-        print(f"\n{text}{interrupted}", file=sys.stderr)
-        raise SystemExit(128 + number) from None
+        print(f"\n{stopped}" if str(stopped) else f"\ninterrupted{interrupted}", file=sys.stderr)
+        raise SystemExit(128 + getattr(stopped, "number", SIGINT)) from None

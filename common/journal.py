@@ -299,7 +299,8 @@ class EpochRecord:
             Stopped: a signal has asked to stop.
         """
         self.journal.prune()
-        self.journal.stop.raise_if_asked(f"{self.path} is written")
+        advice = f"the same command with --resume --out {self.journal.run.path} continues it"
+        self.journal.stop.raise_if_asked(f"{self.path} is written; {advice}")
 
     def close(self) -> None:
         """End the epoch: its batches' hash goes into the manifest."""

@@ -15,7 +15,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Stopped(BaseException):
     """A signal ended the command, whose exit code is 128 + `number`. As KeyboardInterrupt, it is no `Exception`."""
 
-    def __init__(self, number: int, message: str = "interrupted") -> None:
+    def __init__(self, number: int, message: str = "") -> None:
         super().__init__(message)
         self.number = number
 

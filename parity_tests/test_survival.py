@@ -40,8 +40,7 @@ from parity_tests.test_runs import TRAIN, both, quick, reproducible, snapshot
 __all__ = ["quick"]  # a fixture of this module too
 
 EPOCHS, STEPS = 2, 6  # 1,437 digits in batches of 256
-AUGMENTED = "--preprocess.pad 1 --preprocess.crop 8 --preprocess.flip --preprocess.resize 32 --mix.mixup 0.2"
-WORDS = f"digits --arch tiny --batch-size 256 --device cpu --epochs {EPOCHS} {AUGMENTED}".split()
+WORDS = f"digits --arch tiny --batch-size 256 --device cpu --epochs {EPOCHS} {soak.AUGMENTED}".split()
 EVERY = ("--checkpoint-every", 2, "--log-every", 3)
 SUFFIX = {"torch": ".pt", "flax": ".orbax"}
 
@@ -80,15 +79,8 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def assert_same_run(path: Path, other: Path) -> None:
-    """The same rows, batches and weights, bit for bit."""
-    rows, others = (RunFolder(each).metrics() for each in (path, other))
-    assert reproducible(rows) == reproducible(others)
-    hashes = [RunFolder(each).manifest["batches_sha256"] for each in (path, other)]
-    assert hashes[0] == hashes[1]
-    (ours, about), (theirs, about_theirs) = (exchange.read(each / "model.safetensors") for each in (path, other))
-    assert about == about_theirs
-    assert ours.keys() == theirs.keys()
-    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+    """The same rows, batches and weights, bit for bit, and nothing half written."""
+    assert soak.differences(path, other) == []
     assert not [part for part in path.rglob("*") if ".part" in part.name]
 
 
@@ -175,7 +167,7 @@ def test_a_signal_ends_the_step_and_leaves_a_checkpoint(
     code, said = train(framework, path)
     assert code == 128 + number
     file = path / "checkpoints" / f"epoch_0000_step_00000004{SUFFIX[framework]}"
-    assert f"{number.name}: {file} is written; the same command with --resume --out RUN continues it" in said
+    assert f"{number.name}: {file} is written; the same command with --resume --out {path} continues it" in said
     assert file.exists()
     monkeypatch.undo()
     monkeypatch.setitem(ARCHS, "tiny", replace(narrow(ARCHS["alexnet_cifar"]), name="tiny"))

@@ -347,7 +347,7 @@ class _Files(Sequence[str]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return str(self.root / os.fsdecode(self.names[self.ends[index] : self.ends[index + 1]]))
+        return os.path.join(self.root, os.fsdecode(self.names[self.ends[index] : self.ends[index + 1]]))  # noqa: PTH118
 
     @contextmanager
     def open(self, index: int) -> Iterator[tuple[Image.Image, int]]:

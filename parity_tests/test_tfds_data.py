@@ -369,10 +369,10 @@ def test_photographs_through_the_pipeline(tmp_path: Path) -> None:
     np.testing.assert_array_equal(train.ids, np.arange(7))
     recipe = replace(get_recipe("imagenet"), batch_size=3)
 
-    def run(epoch: int) -> tuple[list[tuple[int, ...]], list[int], str]:
+    def run(epoch: int, workers: int = 0) -> tuple[list[tuple[int, ...]], list[int], str]:
         digest = hashlib.sha256()
         shapes, labels = [], []
-        for batch in batches(train, recipe, epoch, train=True):
+        for batch in batches(replace(train, workers=workers), recipe, epoch, train=True):
             assert batch.images.dtype == np.uint8
             assert batch.labels.dtype == np.int32
             batch.update(digest)
@@ -383,7 +383,7 @@ def test_photographs_through_the_pipeline(tmp_path: Path) -> None:
     shapes, labels, digest = run(0)
     assert shapes == [(3, 224, 224, 3), (3, 224, 224, 3), (1, 224, 224, 3)]
     assert sorted(labels) == list(range(100, 107))
-    assert run(0) == (shapes, labels, digest)
+    assert run(0) == run(0, workers=2) == (shapes, labels, digest)
     assert run(1)[2] != digest
 
 
@@ -406,8 +406,9 @@ def test_a_damaged_photograph_is_named(tmp_path: Path, damage: str) -> None:
     for index in range(5):
         try:
             with train.source.open(index) as (image, label):  # type: ignore[attr-defined]
-                assert np.asarray(image).shape == np.asarray(Image.open(io.BytesIO(PHOTOGRAPHS[label - 100]))).shape
-                assert image.mode == "RGB"
+                image.load()
+            assert image.mode == "RGB"
+            assert image.size == Image.open(io.BytesIO(PHOTOGRAPHS[label - 100])).size
         except UserError as error:
             failed.append((index, str(error)))
     ((index, text),) = failed

@@ -201,10 +201,10 @@ def test_no_worker_is_left_behind(folder: Path, tmp_path: Path, how: str) -> Non
         os.killpg(process.pid, signal.SIGINT)
     else:
         process.send_signal(signal.SIGINT if how == "interrupted alone" else signal.SIGKILL)
-    _, error = process.communicate(timeout=30)
+    _, error = process.communicate(timeout=120)
     if how != "killed":
         assert (process.returncode, error.strip()) == (130, "interrupted")
-    _, alive = psutil.wait_procs(family, timeout=10)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive
 
 

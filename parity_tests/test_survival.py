@@ -25,6 +25,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis.strategies import integers
+from safetensors.numpy import save_file
 
 import common.files
 from common import cli, exchange
@@ -508,3 +509,15 @@ def test_sums_lead_nowhere_else(calm: Callable[[str], Path], tmp_path: Path) -> 
         file.write(f"{common.files.sha256(secret)}  ../secret\n")
     with pytest.raises(DamagedError, match="secret is not the file that was written"):
         common.files.check_sums(path)
+
+
+def test_a_difference_is_seen(calm: Callable[[str], Path], tmp_path: Path) -> None:
+    """One unit in the last place of a loss and of a weight."""
+    path = shutil.copytree(calm("torch"), tmp_path / "run")
+    rows = RunFolder(path).metrics()
+    rows[1]["loss"] = np.nextafter(rows[1]["loss"], 9)
+    RunFolder(path).rewind(0, rows)
+    weights, metadata = exchange.read(path / "model.safetensors")
+    weights["fc7.bias"][3] = np.nextafter(weights["fc7.bias"][3], np.float32(9))
+    save_file(weights, path / "model.safetensors", metadata)
+    assert soak.differences(path, calm("torch")) == ["row 2", "fc7.bias"]

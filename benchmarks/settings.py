@@ -92,7 +92,8 @@ _TINY = Contestant("tutorial", "alexnet_cifar", 4, width=32)
 
 def ours(base: Contestant, *precisions: Precision | Literal["tf32"], compile: bool = False) -> tuple[Contestant, ...]:  # noqa: A002
     """Both frameworks in these precisions."""
-    flags: list[tuple[Loop, bool]] = [("torch", False), *([("torch", True)] if compile else []), ("flax", False)]
+    compiled: list[tuple[Loop, bool]] = [("torch", True)] if compile else []
+    flags: list[tuple[Loop, bool]] = [("torch", False), *compiled, ("flax", False)]
     return tuple(replace(base, loop=loop, precision=p, compile=flag) for p in precisions for loop, flag in flags)
 
 

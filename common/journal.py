@@ -221,12 +221,14 @@ class EpochRecord:
         Raises:
             NonFiniteError: the losses since the last row come to NaN or infinity.
         """
+        if self.window and self.step % self.journal.log_every == 0:
+            self._flush()  # of the steps before this one, which the device works on while these are waited for
         self.step += 1
         digest = hashlib.sha256(self.digest.encode())
         batch.update(digest)
         self.digest = digest.hexdigest()
         self.window = {name: self.window[name] + value for name, value in sums.items()} if self.window else dict(sums)
-        if self.step % self.journal.log_every == 0 or self.done == self.journal.steps:
+        if self.done == self.journal.steps:
             self._flush()
         self.bar(self.done, self.totals)
 

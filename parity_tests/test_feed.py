@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,8 +16,10 @@ import flax_impl.train
 import torch_impl.train
 from common.datasets import Dataset
 from common.errors import UserError
+from common.journal import Journal
 from common.pipeline import Batch, batches, steps_per_epoch
 from common.recipes import RECIPES, Recipe
+from common.run import RunFolder, write_json
 from flax_impl import device as flax_device
 from parity_tests.material import narrow, photographs, tiles
 from torch_impl import device as torch_device
@@ -145,3 +148,32 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
     with torch._inductor.utils.fresh_cache(), pytest.raises(UserError, match=r"--compile: .* a C\+\+ compiler"):
         torch_device.check_compiler(CPU["torch"])
+
+
+class Scalar:
+    """A sum on a device, which notes when it is waited for."""
+
+    def __init__(self, last: int, read: list[int]) -> None:
+        self.last, self.read = last, read
+
+    def __add__(self, other: Scalar) -> Scalar:
+        return Scalar(max(self.last, other.last), self.read)
+
+    def __float__(self) -> float:
+        self.read.append(self.last)
+        return 1.0
+
+
+def test_metrics_are_waited_for_one_step_late(tmp_path: Path) -> None:
+    """A row of two steps is read when the third is on its way; the epoch's last without delay. Rows are as ever."""
+    data, recipe = ragged(80)
+    run = RunFolder.create(tmp_path / "run", recipe)
+    write_json(run.path / "manifest.json", {})
+    read: list[int] = []
+    seen = []
+    with Journal(run, 5, log_every=2).epoch(0) as record:
+        for step, batch in enumerate(batches(data, recipe, 0, train=True), 1):
+            record(batch, {name: Scalar(step, read) for name in ("loss", "correct", "count")})
+            seen.append(sorted(set(read)))
+    assert seen == [[], [], [2], [2], [2, 4, 5]]
+    assert [row["step"] for row in run.metrics()] == [2, 4, 5]

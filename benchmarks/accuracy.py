@@ -96,9 +96,12 @@ class TorchRun(Run):
     """In PyTorch; compiled on a GPU."""
 
     def begin(self, arch: Arch, device: Device) -> Any:
+        import torch
+
         from torch_impl import device as places
         from torch_impl import train
 
+        torch._dynamo.reset()  # it compiles so many versions of a function and no more, other runs' included
         place = places.pick_device(device)
         self.train_step = train.train_step
         self.state = train.init_state(self.recipe, arch, self.steps, place, compiled=device == "gpu")

@@ -81,10 +81,10 @@ class Entry:
 
 
 def race(heat: Heat) -> list[Entry | str]:
-    """Start the contestants one after the other, then let them take turns; a failed one is its message."""
+    """Start the contestants, then let them take turns; a failed one is its message."""
     entries: list[Entry | str] = []
-    for contestant in heat.contestants:
-        entry = Entry.start(contestant)
+    started = map(Entry.start, heat.contestants)  # one after the other, unless all are asked for at once
+    for entry in list(started) if heat.together else started:
         try:
             entry.answer()
             entry.first_step = perf_counter() - entry.started

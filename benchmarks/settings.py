@@ -74,15 +74,17 @@ class Heat:
         contestants: in their order.
         rounds: of turns.
         steps: of one contestant in one turn, timed together; the first turn is not counted.
+        together: start all at once, which saves time and makes their first steps late.
     """
 
     contestants: tuple[Contestant, ...]
     rounds: int = 5
     steps: int = 1
+    together: bool = False
 
 
 def _heat(base: Contestant, *others: Contestant, rounds: int = 5, steps: int = 1) -> Heat:
-    return Heat((base, *others), rounds, steps)
+    return Heat((base, *others), rounds, steps, together=base.device == "gpu")
 
 
 _ALEXNET = Contestant("plain_torch", "alexnet", 64)
@@ -101,7 +103,7 @@ def _growth(device: Device, batches: tuple[int, ...], sides: tuple[int, ...], pr
     base = Contestant("torch", "alexnet", 0, precision, device=device)
     by_batch = [ours(replace(base, batch=batch), precision) for batch in batches]
     by_side = [ours(replace(base, batch=batches[-2], side=side), precision) for side in sides]
-    return tuple(Heat(pair, rounds=3) for pair in by_batch + by_side)
+    return tuple(Heat(pair, rounds=3, together=device == "gpu") for pair in by_batch + by_side)
 
 
 _GPU = Contestant("plain_torch", "alexnet", 1024, device="gpu")

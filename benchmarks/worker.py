@@ -119,7 +119,8 @@ def set_products(contestant: Contestant) -> None:
         import jax
 
         jax.config.update("jax_default_matmul_precision", "tensorfloat32" if rounded else "highest")
-        jax.config.update("jax_platforms", "cpu" if contestant.device == "cpu" else None)
+        if contestant.device == "cpu":
+            jax.config.update("jax_platforms", "cpu")
     else:
         import torch
 

@@ -10,8 +10,8 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc, malloc.h
 def keep_freed() -> bool:
     """Let glibc keep large freed blocks for the next step instead of returning them to the system.
 
-    Both frameworks free and allocate the same hundreds of megabytes at every step on the CPU, and a page that comes from the system
-    is cleared first.
+    Both frameworks free and allocate the same hundreds of megabytes at every step on the CPU, and a page that comes
+    from the system is cleared first.
 
     Returns:
         Whether it does so; other C libraries are left as they are.

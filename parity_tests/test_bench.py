@@ -117,7 +117,8 @@ def test_warming_up_leaves_no_trace(kind: Any) -> None:
             return [np.array(leaf) for leaf in jax.tree.leaves(run.state)]
         state = run.state
         parts = (state.model.state_dict(), state.schedule.last_epoch, state.step)
-        return [np.array(leaf) for leaf in jax.tree.leaves(parts)]
+        leaves = jax.tree.leaves(parts)
+        return [leaf.numpy().copy() if isinstance(leaf, torch.Tensor) else np.array(leaf) for leaf in leaves]
 
     before = everything()
     assert run.compile(test) > 0

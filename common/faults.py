@@ -77,4 +77,4 @@ def first_rows(batch: Batch, count: int) -> Batch:
     draws = {name: rows[:count] for name, rows in batch.draws.items()}
     if "partner" in draws:
         draws["partner"] = draws["partner"] % count
-    return replace(batch, images=batch.images[:count], labels=batch.labels[:count], draws=draws)
+    return replace(batch, images=batch.images[:count], labels=batch.labels[:count], draws=draws, ids=batch.ids[:count])

@@ -14,6 +14,7 @@ import torch
 
 import flax_impl.train
 import torch_impl.train
+from common.arch import ARCHS
 from common.datasets import Dataset
 from common.errors import UserError
 from common.journal import Journal
@@ -171,7 +172,7 @@ def test_metrics_are_waited_for_one_step_late(tmp_path: Path) -> None:
     write_json(run.path / "manifest.json", {})
     read: list[int] = []
     seen = []
-    with Journal(run, 5, log_every=2).epoch(0) as record:
+    with Journal(run, "torch", ARCHS["lenet"], 5, log_every=2).epoch(0) as record:
         for step, batch in enumerate(batches(data, recipe, 0, train=True), 1):
             record(batch, {name: Scalar(step, read) for name in ("loss", "correct", "count")})
             seen.append(sorted(set(read)))

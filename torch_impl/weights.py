@@ -158,7 +158,7 @@ def load_optimizer(state: exchange.OptimizerState, optimizer: torch.optim.Optimi
     wanted = {slot: {name: p.detach().numpy(force=True) for name, p in parameters.items()} for slot in state.slots}
     exchange.check_optimizer(state, exchange.OptimizerState(state.step, wanted))
     for name, parameter in parameters.items():
-        # In the parameter's own memory layout, which may be channels last: fused optimizers go through both as they lie.
+        # In the parameter's memory layout, which may be channels last: fused optimizers go through both as they lie.
         memory = {slot: torch.empty_like(parameter) for slot in state.slots}
         for slot, rows in state.slots.items():
             memory[slot].copy_(torch.from_numpy(rows[name]))

@@ -37,7 +37,7 @@ from parity_tests.study import runs, site
 from torch_impl import weights
 
 EPOCHS = 3
-MOVED = 2
+MOVED = 1
 EVALUATIONS: dict[Framework, Any] = {"torch": torch_impl.evaluate, "flax": flax_impl.evaluate}
 
 

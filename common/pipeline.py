@@ -148,7 +148,7 @@ def _central(recipe: Recipe, image: Size | None, count: int) -> dict[str, np.nda
         return {}
     side = spec.photo_side(get_arch(recipe.arch))
     places = np.rint((np.array(image[:2] if image else (side, side)) - spec.crop) / 2) + spec.pad
-    return {"crop": np.broadcast_to(places.astype(np.int32), (count, 2))}
+    return {"crop": np.tile(places.astype(np.int32), (count, 1))}
 
 
 def _draw(recipe: Recipe, image: Size | None, uniforms: Uniforms) -> dict[str, np.ndarray]:

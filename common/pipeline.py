@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 
 Uniforms = Callable[[Stream, int], np.ndarray]  # so many numbers in [0, 1) for each of n examples: float64 (n, width)
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,16 @@ def batches(data: Dataset, recipe: Recipe, epoch: int, *, train: bool, start: in
             batch, following = following.result(), ahead.submit(one_pass.read, step)
             yield batch
         yield following.result()
+
+
+def one_ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield the same items, each only after the next one has been made."""
+    iterator = iter(items)
+    for ready in islice(iterator, 1):
+        for following in iterator:
+            yield ready
+            ready = following
+        yield ready
 
 
 @dataclass(frozen=True)

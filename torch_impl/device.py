@@ -15,7 +15,7 @@ from torch import Tensor
 from common.datasets import Dataset
 from common.errors import UserError
 from common.memory import keep_freed
-from common.pipeline import Batch
+from common.pipeline import Batch, one_ahead
 from common.recipes import Precision
 from common.run import peak_resident_bytes
 
@@ -116,15 +116,8 @@ class Feed:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, source: Iterable[Batch]) -> Iterator[tuple[Batch, Inputs]]:
-        """Yield each batch with its inputs on the device: images uint8 (N, H, W, C), labels int64 (N,) and draws."""
-        ready: tuple[Batch, Inputs] | None = None
-        for batch in source:
-            following = batch, self._put(batch)
-            if ready:
-                yield ready
-            ready = following
-        if ready:
-            yield ready
+        """Each batch with its inputs on the device: images uint8 (N, H, W, C), labels int64 (N,) and draws."""
+        return one_ahead((batch, self._put(batch)) for batch in source)
 
     def _put(self, batch: Batch) -> Inputs:
         if not self.stream:

@@ -19,7 +19,7 @@ from common.datasets import Dataset
 from common.errors import UserError
 from common.journal import Journal
 from common.pipeline import Batch, batches, steps_per_epoch
-from common.recipes import RECIPES, Recipe
+from common.recipes import RECIPES, Recipe, Schedule
 from common.run import RunFolder, write_json
 from flax_impl import device as flax_device
 from parity_tests.material import narrow, photographs, tiles
@@ -32,7 +32,8 @@ DEVICE: dict[str, Any] = {"torch": torch_device, "flax": flax_device}
 def ragged(examples: int = 40) -> tuple[Dataset, Recipe]:
     """A subset, at places that are not 0, 1, ...: two batches of 16 and one of 8; crops, flips and mixing on."""
     data = tiles(32, 3)
-    recipe = replace(RECIPES["cifar10_best"], batch_size=16, epochs=2, precision="float32")
+    schedule = Schedule("cosine", warmup_epochs=1)
+    recipe = replace(RECIPES["cifar10_best"], batch_size=16, epochs=2, precision="float32", schedule=schedule)
     return replace(data, ids=data.ids[3::7][:examples]), recipe
 
 

@@ -20,6 +20,7 @@ from common.predictions import Predictor
 from common.recipes import ABOUT, DEFAULT, RECIPES, Recipe, get_recipe
 from common.run import Framework, RunFolder, Scores
 from common.stopping import Stopped, stopping_at_once
+from common.world import leaving_at_once
 
 Device = Literal["auto", "cpu", "gpu"]
 
@@ -147,7 +148,7 @@ class _ExportCommand:
     recipe: str | None = None
 
 
-def train(fit: Callable[[Recipe, TrainOptions], Path], arguments: Sequence[str] | None = None) -> None:
+def train(fit: Callable[[Recipe, TrainOptions], Path | None], arguments: Sequence[str] | None = None) -> None:
     """`train [RECIPE] [--field VALUE ...]`: any field of the recipe, and the options."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = words.pop(0) if words and not words[0].startswith("-") else DEFAULT
@@ -165,7 +166,8 @@ def train(fit: Callable[[Recipe, TrainOptions], Path], arguments: Sequence[str] 
         command.options.check()
         fit(command.recipe, command.options)
 
-    guard(run, "; if its folder is there, the same command with --resume --out RUN continues it")
+    with leaving_at_once():
+        guard(run, "; if its folder is there, the same command with --resume --out RUN continues it")
 
 
 class Score(Protocol):

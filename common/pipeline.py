@@ -18,6 +18,7 @@ from common.arch import Size, get_arch
 from common.datasets import Dataset, View
 from common.draws import Stream
 from common.recipes import Recipe
+from common.world import ALONE, World
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 Uniforms = Callable[[Stream, int], np.ndarray]  # so many numbers in [0, 1) for each of n examples: float64 (n, width)
 
 Item = TypeVar("Item")
+
+_MIXES = ("mixup", "cut", "share")  # draws of pairs, not of single images
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,23 @@ class Batch:
             the other's place in the batch; `mixup`: float64 (n,), weight of the own pixels; `cut`: int32 (n, 4), top,
             left, bottom and right of the partner's box; `share`: float64 (n,), weight of the own label.
         ids: int64 (n,), which of the source's examples these are.
+        first, of: where a process among several holds rows `first` and following of a batch of `of` examples. If its
+            world is even, `partner` means places in the whole batch, and `real`, bool (n,), marks the rows that do not
+            only pad it (missing if none do). Else `partner` means its own images, and the last of these has no draws
+            to be mixed by: it is the partner of the first.
     """
 
     images: np.ndarray
     labels: np.ndarray
     draws: dict[str, np.ndarray]
     ids: np.ndarray
+    first: int = 0
+    of: int | None = None
+
+    @property
+    def count(self) -> int:
+        """Examples in the whole batch."""
+        return len(self.labels) if self.of is None else self.of
 
     def update(self, digest: hashlib._Hash) -> None:
         """Add every byte of the batch to a hash."""
@@ -60,7 +74,9 @@ def steps_per_epoch(data: Dataset, recipe: Recipe) -> int:
     return -(-len(data) // recipe.batch_size)
 
 
-def batches(data: Dataset, recipe: Recipe, epoch: int, *, train: bool, start: int = 0) -> Iterator[Batch]:
+def batches(
+    data: Dataset, recipe: Recipe, epoch: int, *, train: bool, start: int = 0, world: World = ALONE
+) -> Iterator[Batch]:
     """Yield the batches of one pass, read ahead in a thread or in `data.workers` processes. A smaller last one is kept.
 
     Args:
@@ -69,8 +85,9 @@ def batches(data: Dataset, recipe: Recipe, epoch: int, *, train: bool, start: in
         epoch: counted from 0; with the seed, it decides the order and every draw.
         train: shuffle and draw at random; else the stored order, central crops and no augmentation.
         start: how many batches to leave out at the beginning.
+        world: the process that reads its rows of each batch.
     """
-    one_pass = _Pass(data, recipe, epoch, train)
+    one_pass = _Pass(data, recipe, epoch, train, world)
     steps = range(start, steps_per_epoch(data, recipe))
     if not steps:
         return
@@ -103,20 +120,31 @@ class _Pass:
     recipe: Recipe
     epoch: int
     train: bool
+    world: World
 
     def read(self, step: int) -> Batch:
-        """The batch of one step."""
-        size = self.recipe.batch_size
-        ids = self._ids[step * size : (step + 1) * size]
+        """The process's rows of the batch of one step; besides them, one partner at most is read."""
+        size, world = self.recipe.batch_size, self.world
+        whole = self._ids[step * size : (step + 1) * size]
+        count, own = len(whole), world.rows(len(whole))
+        first = int(own[0]) if len(own) else 0
+        mixed = self.train and bool(self.recipe.mix.mixup or self.recipe.mix.cutmix)
+        places = np.append(own, first - 1) % count if mixed and not world.even else own % count
+        ids = whole[places if len(places) else [0]]  # no source reads nothing
         if self.data.image:
             view, numbers = None, {name: rows[ids] for name, rows in self._table.items()}
         else:
             uniforms = partial(self._uniforms_at, ids)
             view, numbers = self._view(ids, uniforms), self._draw(uniforms, len(ids))
         images, labels = self.data.source.read(ids, view)
-        if "share" in numbers:  # the neighbour: in a random order, that is a random partner
-            numbers["partner"] = np.roll(np.arange(len(ids), dtype=np.int32), 1)
-        return Batch(images, labels, numbers, ids)
+        numbers = {name: rows[: len(own if name in _MIXES else places)] for name, rows in numbers.items()}
+        if mixed:  # the neighbour: in a random order, that is a random partner
+            partner = (own - 1) % count if world.even else np.roll(np.arange(len(ids)), 1)[: len(own)]
+            numbers["partner"] = partner.astype(np.int32)
+        if world.even and count % world.size:
+            numbers["real"] = own < count
+        n = len(places)
+        return Batch(images[:n], labels[:n], numbers, ids[:n], first, count)
 
     @cached_property
     def _ids(self) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from common.arch import Arch
@@ -34,6 +35,7 @@ def save(path: Path, state: TrainState, progress: Progress) -> None:
         NonFiniteError: a parameter is NaN or infinite.
         UserError: it cannot be written.
     """
+    state = _on_host(state)
     if not all(bool(jnp.isfinite(parameter).all()) for parameter in jax.tree.leaves(state.params)):
         raise NonFiniteError("a parameter is not finite", int(state.step))
     content = ocp.args.Composite(
@@ -42,7 +44,7 @@ def save(path: Path, state: TrainState, progress: Progress) -> None:
         progress=ocp.args.JsonSave(to_dict(progress)),
     )
     with atomic(path.absolute()) as part:
-        with _quiet(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        with _quiet(), _checkpointer() as checkpointer:
             checkpointer.save(part, content)
         write_sums(part)
 
@@ -104,7 +106,7 @@ def load_newest(journal: Journal, state: TrainState) -> tuple[TrainState, Progre
 
 
 def _like(target: Any) -> ocp.args.StandardRestore:
-    return ocp.args.StandardRestore(target)
+    return ocp.args.StandardRestore(_on_host(target))
 
 
 def _read(path: Path, **parts: Any) -> dict[str, Any]:
@@ -118,7 +120,7 @@ def _read(path: Path, **parts: Any) -> dict[str, Any]:
 
 
 def _restore(path: Path, **parts: Any) -> dict[str, Any]:
-    with _quiet(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    with _quiet(), _checkpointer() as checkpointer:
         content = checkpointer.restore(path.absolute(), ocp.args.Composite(**parts))
     return {name: content[name] for name in parts}
 
@@ -132,3 +134,24 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+
+
+def _on_host(tree: Any) -> Any:
+    """Arrays of numpy, where there are other processes: orbax would have all of them take part with JAX's own."""
+    if jax.process_count() == 1:
+        return tree
+    return jax.tree.map(
+        lambda a: np.zeros(a.shape, a.dtype) if isinstance(a, jax.ShapeDtypeStruct) else np.array(a), tree
+    )
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    """One that does not wait for other processes: only the one that writes or reads calls it."""
+    alone = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+        variables=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+        training=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+        progress=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+    )
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from common.datasets import Dataset
 from common.errors import UserError
@@ -31,7 +32,7 @@ def pick_device(name: str) -> jax.Device:
     Raises:
         UserError: a GPU is asked for and JAX sees none; says why that may be.
     """
-    device = jax.devices("cpu" if name == "cpu" else None)[0]
+    device = jax.local_devices(backend="cpu" if name == "cpu" else None)[0]
     if name == "gpu" and device.platform != "gpu":
         raise UserError(
             f"--device gpu: JAX {jax.__version__} sees no GPU; is an extra installed (pip install '.[flax,cuda13]', "
@@ -83,9 +84,20 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
-def to_device(batch: Batch, device: jax.Device) -> Inputs:
-    """Images uint8 (N, H, W, C), labels int32 (N,) and draws on the device; the copies do not wait for it."""
-    return jax.device_put((batch.images, batch.labels, batch.draws), device)
+def to_device(batch: Batch, device: jax.Device | Sharding) -> Inputs:
+    """Images uint8 (N, H, W, C), labels int32 (N,) and draws on the device; the copies do not wait for it.
+
+    On the devices of several processes N counts the rows of all.
+    """
+    return _put_rows((batch.images, batch.labels, batch.draws), device)
+
+
+def _put_rows(arrays: Any, device: jax.Device | Sharding) -> Any:
+    """Arrays of this process's rows on its device, or of all rows on those of all processes."""
+    if not isinstance(device, NamedSharding):
+        return jax.device_put(arrays, device)
+    rows = NamedSharding(device.mesh, PartitionSpec(device.mesh.axis_names))
+    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(rows, array), arrays)
 
 
 class Feed:
@@ -99,7 +111,7 @@ class Feed:
         device: where they go.
     """
 
-    def __init__(self, data: Dataset, device: jax.Device) -> None:
+    def __init__(self, data: Dataset, device: jax.Device | Sharding) -> None:
         self.device, arrays = device, data.arrays
         self.kept: tuple[Array, Array] | None = None
         if arrays and arrays.images.nbytes <= RESIDENT_SHARE * _memory(device):
@@ -112,7 +124,7 @@ class Feed:
     def _put(self, batch: Batch) -> Inputs:
         if not self.kept:
             return to_device(batch, self.device)
-        ids, draws = jax.device_put((batch.ids.astype(np.int32), batch.draws), self.device)
+        ids, draws = _put_rows((batch.ids.astype(np.int32), batch.draws), self.device)
         return *_take(self.kept, ids), draws
 
 
@@ -123,7 +135,9 @@ def _take(kept: tuple[Array, Array], ids: Array) -> tuple[Array, Array]:
     return images[ids], labels[ids]
 
 
-def _memory(device: jax.Device) -> float:
+def _memory(device: jax.Device | Sharding) -> float:
     """The device's, in bytes; on the CPU, where the examples are anyway, there is no limit."""
+    if isinstance(device, Sharding):
+        [device] = device.addressable_devices
     stats = device.memory_stats()
     return stats["bytes_limit"] if stats else inf

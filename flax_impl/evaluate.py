@@ -18,6 +18,7 @@ from common.networks import Network
 from common.pipeline import batches
 from common.recipes import Recipe
 from common.run import Scores
+from common.world import ALONE, World
 from flax_impl import checkpoint, convert
 from flax_impl.device import compute_dtype, pick_device, to_device
 from flax_impl.model import AlexNet, LeNet, build
@@ -89,11 +90,12 @@ def eval_step(
     """
     scores = log_probabilities(model, variables, images, draws, recipe, ten=ten)
     guesses = jax.lax.top_k(scores, min(5, scores.shape[1]))[1] == labels[:, None]
+    real = draws["real"][:, None] if "real" in draws else None
     return {
-        "loss": -jnp.take_along_axis(scores, labels[:, None], 1).sum(),
-        "top1": guesses[:, 0].sum(),
-        "top5": guesses.sum(),
-        "count": jnp.array(len(labels)),
+        "loss": -jnp.take_along_axis(scores, labels[:, None], 1).sum(where=real),
+        "top1": guesses[:, :1].sum(where=real),
+        "top5": guesses.sum(where=real),
+        "count": jnp.array(len(labels)) if real is None else real.sum(),
         "log_probabilities": scores,
     }
 
@@ -106,6 +108,7 @@ def evaluate(
     *,
     ten: bool = False,
     watch: Watch | None = None,
+    world: World = ALONE,
 ) -> Scores:
     """Score a model on every example of a split.
 
@@ -115,10 +118,11 @@ def evaluate(
         recipe: gives batch size, preprocessing and precision.
         ten: average ten crops of each image.
         watch: is given each batch's labels (n,) and probabilities (n, classes).
+        world: the process that scores its rows of each batch; the sums are those of all processes.
     """
     device = jax.tree.leaves(variables)[0].device
     steps = []
-    for batch in batches(data, recipe, 0, train=False):
+    for batch in batches(data, recipe, 0, train=False, world=world):
         step = eval_step(model, variables, *to_device(batch, device), recipe, ten=ten)
         scores = step.pop("log_probabilities")  # dropped at once: all of a split's would fill the device
         if watch:

@@ -1,4 +1,4 @@
-"""What linen lacks: local response norm, adaptive pooling, PyTorch's running variance, and dropout in micro-batches."""
+"""What linen lacks: local response norm, adaptive pooling, PyTorch's running variance, parts of batches."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def adaptive_avg_pool(x: Array, bins: int) -> Array:
 class BatchNorm(nn.BatchNorm):
     """linen's, with the running variance unbiased as PyTorch's: times n / (n - 1), n values per channel.
 
-    The batch itself is normalised by the biased variance in both frameworks.
+    A mask (N, 1, 1, 1) leaves out rows. The batch itself is normalised by the biased variance in both frameworks.
     """
 
     use_fast_variance: bool = False  # E[x^2] - E[x]^2 cancels; PyTorch averages the squared distance from the mean
@@ -53,10 +53,10 @@ class BatchNorm(nn.BatchNorm):
         old: Array = self.get_variable("batch_stats", "var")
         y = super().__call__(x, use_running_average, mask=mask)
         if not use_running_average and not self.is_initializing():
-            n = x.size // x.shape[-1]
+            n = (len(x) if mask is None else mask.sum()) * (x[0].size // x.shape[-1])
             kept = self.momentum * old
             biased = self.get_variable("batch_stats", "var") - kept
-            self.put_variable("batch_stats", "var", kept + biased * (n / max(n - 1, 1)))
+            self.put_variable("batch_stats", "var", kept + biased * (n / (n - (n > 1))))
         return y
 
 
@@ -76,5 +76,20 @@ def dropout_from(row: Array | int, rows: int) -> Callable[..., Any]:
         [x] = inputs
         whole = jax.lax.dynamic_update_slice_in_dim(jnp.zeros((rows, *x.shape[1:]), x.dtype), x, row, 0)
         return jax.lax.dynamic_slice_in_dim(call(whole, **keywords), row, len(x), 0)
+
+    return intercept
+
+
+def norm_over(real: Array) -> Callable[..., Any]:
+    """An interceptor for `nn.intercept_methods`: batch norm's statistics leave out the rows that only pad the batch.
+
+    Args:
+        real: bool (N,), which rows do not.
+    """
+
+    def intercept(call: Any, inputs: Any, keywords: Any, context: nn.module.InterceptorContext) -> Any:
+        if isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__":
+            keywords = {**keywords, "mask": jnp.expand_dims(real, (1, 2, 3))}
+        return call(*inputs, **keywords)
 
     return intercept

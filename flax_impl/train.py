@@ -26,6 +26,8 @@ from common.journal import Journal
 from common.pipeline import Batch, batches, steps_per_epoch
 from common.recipes import Recipe
 from common.run import default_folder, open_or_create, write_manifest
+from common.stopping import Stop
+from common.world import World
 from flax_impl import checkpoint, convert
 from flax_impl.device import (
     Feed,
@@ -39,11 +41,12 @@ from flax_impl.device import (
 )
 from flax_impl.evaluate import evaluate
 from flax_impl.init import initialize
-from flax_impl.layers import dropout_from
+from flax_impl.layers import dropout_from, norm_over
 from flax_impl.loss_scale import Scaler
 from flax_impl.model import AlexNet, LeNet, build
 from flax_impl.optim import build_optimizer, build_scaler, build_schedule
 from flax_impl.preprocess import mix, preprocess, soft_targets
+from flax_impl.world import add_up, in_touch, join, leave, share
 
 
 class TrainState(train_state.TrainState):
@@ -111,14 +114,21 @@ def train_step(
     recipe, dtype = state.recipe, jnp.dtype(state.recipe.param_dtype)
     x = mix(preprocess(images, draws, recipe.preprocess, dtype), draws)
     targets = soft_targets(labels, draws, state.model.arch.classes, dtype)
-    gradients, batch_stats, loss, logits = accumulate(state, x, targets)
+    real = draws.get("real")
+    gradients, batch_stats, loss, logits = accumulate(state, x, targets, real)
     state = update(state, gradients, batch_stats)
-    correct = (logits.argmax(1) == labels).sum()
-    return state, {"loss": loss, "correct": correct, "count": jnp.array(len(labels))}
+    correct = (logits.argmax(1) == labels).sum(where=real)
+    return state, {"loss": loss, "correct": correct, "count": jnp.array(len(labels)) if real is None else real.sum()}
 
 
 def backward(
-    state: TrainState, batch_stats: Any, x: Array, targets: Array, row: Array | int, rows: int
+    state: TrainState,
+    batch_stats: Any,
+    x: Array,
+    targets: Array,
+    row: Array | int,
+    rows: int,
+    real: Array | None = None,
 ) -> tuple[Any, Any, Array, Array]:
     """The gradients of one micro-batch.
 
@@ -129,12 +139,14 @@ def backward(
         targets: (n, classes).
         row: of the whole batch at which it begins.
         rows: of the whole batch.
+        real: bool (n,), which rows do not only pad the batch; None: all.
 
     Returns:
         The scaled gradients, the batch statistics, the sum of the losses, and the logits.
     """
     dropout = jax.random.fold_in(jax.random.key(state.recipe.seed), state.step)
     smooth = optax.smooth_labels(targets, state.recipe.label_smoothing)
+    count = rows if real is None else real.sum()
 
     def loss_fn(params: Any) -> tuple[Array, tuple[Any, Array, Array]]:
         variables = {"params": params} | ({"batch_stats": batch_stats} if batch_stats else {})
@@ -142,20 +154,23 @@ def backward(
             variables, x, train=True, rngs={"dropout": dropout}, mutable=["batch_stats"]
         )
         logits = logits.astype(x.dtype)
-        loss = optax.softmax_cross_entropy(logits, smooth).sum()
-        scaled = loss / rows * (1 if state.scaler.scale is None else state.scaler.scale)
+        loss = optax.softmax_cross_entropy(logits, smooth).sum(where=real)
+        scaled = loss / count * (1 if state.scaler.scale is None else state.scaler.scale)
         return scaled, (updates.get("batch_stats", {}), loss, logits)
 
-    with nn.intercept_methods(dropout_from(row, rows)) if len(x) < rows else nullcontext():
+    with (
+        nn.intercept_methods(dropout_from(row, rows)) if len(x) < rows else nullcontext(),
+        nullcontext() if real is None else nn.intercept_methods(norm_over(real)),
+    ):
         gradients, rest = jax.grad(loss_fn, has_aux=True)(state.params)
     return gradients, *rest
 
 
-def accumulate(state: TrainState, x: Array, targets: Array) -> tuple[Any, Any, Array, Array]:
+def accumulate(state: TrainState, x: Array, targets: Array, real: Array | None = None) -> tuple[Any, Any, Array, Array]:
     """The gradients of a batch, one micro-batch after the other; see `backward`."""
     micro, rows = state.recipe.micro_batch, len(x)
-    if rows <= micro:
-        return backward(state, state.batch_stats, x, targets, 0, rows)
+    if rows <= micro or real is not None:
+        return backward(state, state.batch_stats, x, targets, 0, rows, real)
 
     def add(so_far: Any, part: Any) -> Any:
         gradients, batch_stats, loss = so_far
@@ -195,11 +210,12 @@ def update(state: TrainState, gradients: Any, batch_stats: Any) -> TrainState:
     return chosen.replace(scaler=state.scaler.after(finite))
 
 
-def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
+@in_touch()
+def fit(recipe: Recipe, options: cli.TrainOptions) -> Path | None:
     """Train a recipe and leave a run folder.
 
     Returns:
-        The folder's path.
+        The folder's path; None in a process that follows another one, which writes it.
 
     Raises:
         UserError: data, weights or folder are not as needed, or training cannot go on; says what to do.
@@ -210,21 +226,27 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
     splits: dict[datasets.Split, datasets.Dataset] = {"test": test}
     if recipe.val_fraction:
         train, splits["val"] = train.hold_out(recipe.val_fraction, recipe.seed)
+    world = join(options.device)
+    world.check(recipe)
     steps, device = steps_per_epoch(train, recipe), pick_device(options.device)
     check_precision(recipe.precision, device)
     begin = partial(init_state, recipe, arch, steps, device)
     state = begin()
+    if not world.main:
+        follow(state, world, train, splits, steps)
+        return None
     state, fresh = (state, None) if options.resume else start_weights(state, arch, options.init_from)
     out = options.out or default_folder(recipe, "flax")
     with open_or_create(out, recipe, "flax", resume=options.resume) as run:
-        write_manifest(run, "flax", describe(device), arch, train.class_names, options.init_from)
+        write_manifest(run, "flax", world.describe(describe(device)), arch, train.class_names, options.init_from)
         journal = Journal(run, "flax", arch, steps, options.log_every, options.checkpoint_every, options.keep)
         if options.resume:
             state, fresh = restore(state, journal)
             journal.rewind()
-        cli.announce(journal, describe(device), train, splits, fresh)
+        state, _ = share(state, world, journal.progress.epochs)
+        cli.announce(journal, world.describe(describe(device)), train, splits, fresh)
         try:
-            train_epochs(state, train, splits, journal)
+            train_epochs(state, world, train, splits, journal)
         except (NonFiniteError, RuntimeError, MemoryError) as error:
             clear_frames(error.__traceback__)  # which hold what fills the device
             del state
@@ -235,11 +257,16 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
         about = {"class_names": train.class_names, "preprocess": recipe.preprocess}
         convert.save(run.path / "model.safetensors", best, arch, recipe.epochs * steps, **about)
         journal.close(peak_memory(device))
+    leave(world)
     return run.path
 
 
 def train_epochs(
-    state: TrainState, train: datasets.Dataset, splits: dict[datasets.Split, datasets.Dataset], journal: Journal
+    state: TrainState,
+    world: World,
+    train: datasets.Dataset,
+    splits: dict[datasets.Split, datasets.Dataset],
+    journal: Journal,
 ) -> None:
     """Train from where the journal stands to the last epoch, with a checkpoint and an evaluation after each.
 
@@ -251,17 +278,43 @@ def train_epochs(
     with journal.stop.waiting():
         for epoch in range(journal.progress.epochs, recipe.epochs):
             with journal.epoch(epoch) as record:
-                for batch, inputs in feed(batches(train, recipe, epoch, train=True, start=record.done)):
+                for batch, inputs in feed(batches(train, recipe, epoch, train=True, start=record.done, world=world)):
                     state, sums = train_step(state, *inputs)
-                    record(batch, sums)
+                    record(batch, add_up(sums, world))
                     if record.due:
                         checkpoint.save(record.path, state, record.progress())
                         record.saved()
-            scores = {split: evaluate(state.model, state.variables, data, recipe) for split, data in splits.items()}
+            scores = {
+                split: evaluate(state.model, state.variables, data, recipe, world=world)
+                for split, data in splits.items()
+            }
             journal.scores(epoch, scores, record)
             plots.curves(journal.run)
             checkpoint.save(record.path, state, record.progress())
             record.saved()
+
+
+def follow(
+    state: TrainState,
+    world: World,
+    train: datasets.Dataset,
+    splits: dict[datasets.Split, datasets.Dataset],
+    steps: int,
+) -> None:
+    """`fit` in a process that is not the first: it takes the same steps and writes nothing.
+
+    On a signal it goes on, for the first process stops after a step, which needs all.
+    """
+    with Stop().waiting():
+        state, first = share(state, world, 0)
+        feed = Feed(train, jax.tree.leaves(state.params)[0].device)
+        for epoch in range(first, state.recipe.epochs):
+            start = int(state.step) - epoch * steps
+            for _, inputs in feed(batches(train, state.recipe, epoch, train=True, start=start, world=world)):
+                state, _ = train_step(state, *inputs)
+            for data in splits.values():
+                evaluate(state.model, state.variables, data, state.recipe, world=world)
+    leave(world)
 
 
 def restore(state: TrainState, journal: Journal) -> tuple[TrainState, tuple[str, ...] | None]:

@@ -16,7 +16,7 @@ PACKAGES = ("common", "torch_impl", "flax_impl")
 CONFIG = "pyproject.toml"
 
 # What one framework needs and the other has no counterpart of: see DESIGN, section 1.
-UNPAIRED = {"torch_impl": {"weights", "dropout"}, "flax_impl": {"convert", "layers", "loss_scale"}}
+UNPAIRED = {"torch_impl": {"weights", "dropout", "sync_norm"}, "flax_impl": {"convert", "layers", "loss_scale"}}
 PAIRED = sorted({path.stem for path in (ROOT / "torch_impl").glob("*.py")} - UNPAIRED["torch_impl"] - {"__init__"})
 
 # Names that differ: a PyTorch model holds its weights, in Flax the variables are a tree beside it.

@@ -94,8 +94,8 @@ def bernoulli(
 
 
 class StepKey:
-    """The 'dropout' key of the current step, which the `layers` of a model share, and the row of the batch at which
-    the current micro-batch begins."""
+    """The 'dropout' key of the current step, which the `layers` of a model share, and the row of the
+    whole batch at which the current micro-batch of this process begins."""
 
     def __init__(self, seed: int, layers: list[SharedDropout]) -> None:
         self.seed, self.layers = seed, layers
@@ -145,7 +145,7 @@ class SharedDropout(nn.Module):
         if not self.training or self.rate == 0:
             return x
         wide = x.dtype == torch.float64 if self.wide is None else self.wide
-        key, first = (self.key[0], self.key[1]), self.row * x[0].numel()
+        key, first = (self.key[0], self.key[1]), self.row * x.shape[1:].numel()
         mask = bernoulli(key, 1 - self.rate, x.numel(), wide=wide, first=first, device=x.device)
         if self.size:
             height, width, channels = self.size

@@ -15,10 +15,12 @@ from common.networks import Network
 from common.pipeline import Batch, batches
 from common.recipes import Recipe
 from common.run import Scores
+from common.world import ALONE, World
 from torch_impl import checkpoint, weights
 from torch_impl.device import compute_in, pick_device, to_device
 from torch_impl.model import AlexNet, LeNet, build
 from torch_impl.preprocess import crop, preprocess
+from torch_impl.world import add_up
 
 
 def ten_crop(images: Tensor, side: int, pad: int = 0) -> Tensor:
@@ -89,7 +91,13 @@ def eval_step(model: AlexNet | LeNet, batch: Batch, recipe: Recipe, *, ten: bool
 
 
 def evaluate(
-    model: AlexNet | LeNet, data: Dataset, recipe: Recipe, *, ten: bool = False, watch: Watch | None = None
+    model: AlexNet | LeNet,
+    data: Dataset,
+    recipe: Recipe,
+    *,
+    ten: bool = False,
+    watch: Watch | None = None,
+    world: World = ALONE,
 ) -> Scores:
     """Score a model on every example of a split.
 
@@ -99,15 +107,19 @@ def evaluate(
         recipe: gives batch size, preprocessing and precision.
         ten: average ten crops of each image.
         watch: is given each batch's labels (n,) and probabilities (n, classes).
+        world: the process that scores its rows of each batch; the sums are those of all processes.
     """
     steps = []
-    for batch in batches(data, recipe, 0, train=False):
+    for batch in batches(data, recipe, 0, train=False, world=world):
         step = eval_step(model, batch, recipe, ten=ten)
         scores = step.pop("log_probabilities")  # dropped at once: all of a split's would fill the device
         if watch:
             watch(batch.labels, scores.exp().numpy(force=True))
         steps.append(step)
-    loss, top1, top5, count = (sum(float(step[name]) for step in steps) for name in ("loss", "top1", "top5", "count"))
+    totals = {name: sum(float(step[name]) for step in steps) for name in ("loss", "top1", "top5", "count")}
+    device = next(model.parameters()).device
+    sums = {name: torch.tensor(total, dtype=torch.float64, device=device) for name, total in totals.items()}
+    loss, top1, top5, count = (float(total) for total in add_up(sums, world).values())
     return Scores(loss, int(top1), int(top5), int(count))
 
 

@@ -100,10 +100,14 @@ def grey(x: Tensor) -> Tensor:
 
 
 def mix(x: Tensor, draws: dict[str, Tensor]) -> Tensor:
-    """MixUp and CutMix: blend with the partner's pixels or paste a box of them. (N, C, H, W) -> the same."""
+    """MixUp and CutMix: blend with the partner's pixels or paste a box of them. (N, C, H, W) -> the same.
+
+    Without an image that is a partner alone; see `common.pipeline.Batch`.
+    """
     if "share" not in draws:
         return x
     partner, own = x[draws["partner"]], draws["mixup"].to(x.dtype)[:, None, None, None]
+    x = x[: len(partner)]
     top, left, bottom, right = draws["cut"][:, :, None].unbind(1)
     rows, columns = torch.arange(x.shape[2], device=x.device), torch.arange(x.shape[3], device=x.device)
     inside = ((rows >= top) & (rows < bottom))[:, None, :, None] & ((columns >= left) & (columns < right))[
@@ -118,4 +122,4 @@ def soft_targets(labels: Tensor, draws: dict[str, Tensor], classes: int, dtype: 
     if "share" not in draws:
         return targets
     own = draws["share"].to(dtype)[:, None]
-    return targets * own + targets[draws["partner"]] * (1 - own)
+    return targets[: len(own)] * own + targets[draws["partner"]] * (1 - own)

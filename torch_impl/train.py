@@ -10,7 +10,7 @@ from traceback import clear_frames
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn import Parameter
 from torch.optim.lr_scheduler import LambdaLR
@@ -23,6 +23,8 @@ from common.journal import Journal
 from common.pipeline import Batch, batches, steps_per_epoch
 from common.recipes import Recipe
 from common.run import default_folder, open_or_create, write_manifest
+from common.stopping import Stop
+from common.world import ALONE, World
 from torch_impl import checkpoint, weights
 from torch_impl.device import (
     Feed,
@@ -41,6 +43,7 @@ from torch_impl.init import initialize
 from torch_impl.model import AlexNet, LeNet, build
 from torch_impl.optim import build_optimizer, build_scaler, build_schedule, clip_gradients
 from torch_impl.preprocess import mix, preprocess, soft_targets
+from torch_impl.world import add_up, in_touch, join, leave, share
 
 
 @dataclass
@@ -54,7 +57,9 @@ class TrainState:
     dropout: StepKey
     recipe: Recipe
     freeze_steps: int
+    network: nn.Module
     preprocess: Callable[..., Tensor] = preprocess
+    world: World = ALONE
     step: int = 0
 
 
@@ -77,7 +82,7 @@ def init_state(recipe: Recipe, arch: Arch, steps: int, device: torch.device, *, 
     optimizer = build_optimizer(recipe.optimizer, *_head_and_backbone(model, recipe), tune.backbone_lr)
     schedule = build_schedule(optimizer, recipe.schedule, steps, recipe.epochs)
     scaler = build_scaler(recipe.loss_scale, recipe.precision, device)
-    state = TrainState(model, optimizer, schedule, scaler, dropout, recipe, tune.freeze_epochs * steps)
+    state = TrainState(model, optimizer, schedule, scaler, dropout, recipe, tune.freeze_epochs * steps, model)
     if compiled:
         model.compile(dynamic=False)
         state.preprocess = torch.compile(preprocess, dynamic=False)
@@ -90,11 +95,25 @@ def _head_and_backbone(model: AlexNet | LeNet, recipe: Recipe) -> tuple[list[Par
     return head, [parameter for name, parameter in named if name.split(".")[0] not in layers]
 
 
-def train_step(state: TrainState, images: Tensor, labels: Tensor, draws: dict[str, Tensor]) -> dict[str, Tensor]:
+def train_step(
+    state: TrainState,
+    images: Tensor,
+    labels: Tensor,
+    draws: dict[str, Tensor],
+    first: int = 0,
+    count: int | None = None,
+) -> dict[str, Tensor]:
     """One optimizer step, in place, with what `Feed` or `to_device` gives.
 
+    Args:
+        state: before the step.
+        images, labels, draws: this process's rows of the batch.
+        first: row of the whole batch that is the first here.
+        count: rows of the whole batch; None: all are here.
+
     Returns:
-        On the device: `loss` (cross-entropy in nats) and `correct` first guesses, summed over the batch, and `count`.
+        On the device: `loss` (cross-entropy in nats) and `correct` first guesses, summed over this process's rows, and
+        their `count`.
     """
     parameter = next(state.model.parameters())
     state.model.train().requires_grad_(True)
@@ -105,36 +124,39 @@ def train_step(state: TrainState, images: Tensor, labels: Tensor, draws: dict[st
     targets = soft_targets(labels, draws, state.model.arch.classes, parameter.dtype)
     state.dropout.at(state.step)
     state.optimizer.zero_grad()
-    loss, logits = accumulate(state, x, targets)
+    loss, logits = accumulate(state, x, targets, first, len(x) if count is None else count)
     update(state)
-    correct = (logits.argmax(1) == labels).sum()
-    return {"loss": loss, "correct": correct, "count": torch.tensor(len(labels))}
+    correct = (logits.argmax(1) == labels[: len(x)]).sum()
+    return {"loss": loss, "correct": correct, "count": torch.tensor(len(x))}
 
 
-def backward(state: TrainState, x: Tensor, targets: Tensor, row: int) -> tuple[Tensor, Tensor]:
+def backward(state: TrainState, x: Tensor, targets: Tensor, row: int, first: int, count: int) -> tuple[Tensor, Tensor]:
     """Add the gradients of one micro-batch.
 
     Args:
         state: whose gradients are added to.
-        x: (N, C, H, W), the whole batch.
+        x: (N, C, H, W), this process's rows of the batch.
         targets: (N, classes).
         row: at which the micro-batch begins.
+        first, count: as for `train_step`.
 
     Returns:
         The sum of its losses, and its logits.
     """
     part = slice(row, row + state.recipe.micro_batch)
-    state.dropout.from_row(row)
+    state.dropout.from_row(first + row)
     with compute_in(state.recipe.precision, x.device):
-        logits = state.model(x[part]).to(x.dtype)
+        logits = state.network(x[part]).to(x.dtype)
     loss = F.cross_entropy(logits, targets[part], reduction="sum", label_smoothing=state.recipe.label_smoothing)
-    state.scaler.scale(loss / len(x)).backward()
+    # Of gradients, DistributedDataParallel gives the mean over the processes.
+    state.scaler.scale(loss * state.world.size / count).backward()
     return loss.detach(), logits.detach()
 
 
-def accumulate(state: TrainState, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def accumulate(state: TrainState, x: Tensor, targets: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:
     """The gradients of a batch, one micro-batch after the other; see `backward`."""
-    parts = [backward(state, x, targets, row) for row in range(0, len(x), state.recipe.micro_batch)]
+    rows = range(0, max(len(x), 1), state.recipe.micro_batch)
+    parts = [backward(state, x, targets, row, first, count) for row in rows]
     return sum((loss for loss, _ in parts), torch.zeros((), device=x.device)), torch.cat([part for _, part in parts])
 
 
@@ -150,11 +172,12 @@ def update(state: TrainState) -> None:
     state.step += 1
 
 
-def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
+@in_touch()
+def fit(recipe: Recipe, options: cli.TrainOptions) -> Path | None:
     """Train a recipe and leave a run folder.
 
     Returns:
-        The folder's path.
+        The folder's path; None in a process that follows another one, which writes it.
 
     Raises:
         UserError: data, weights or folder are not as needed, or training cannot go on; says what to do.
@@ -165,21 +188,27 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
     splits: dict[datasets.Split, datasets.Dataset] = {"test": test}
     if recipe.val_fraction:
         train, splits["val"] = train.hold_out(recipe.val_fraction, recipe.seed)
+    world = join(options.device)
+    world.check(recipe)
     steps, device = steps_per_epoch(train, recipe), pick_device(options.device)
     check_precision(recipe.precision, device)
     if options.compile:
         check_compiler(device)
     begin = partial(init_state, recipe, arch, steps, device, compiled=options.compile)
     state = begin()
+    if not world.main:
+        follow(state, world, train, splits, steps)
+        return None
     fresh = None if options.resume else start_weights(state, arch, options.init_from)
     out = options.out or default_folder(recipe, "torch")
     with open_or_create(out, recipe, "torch", resume=options.resume) as run:
-        write_manifest(run, "torch", describe(device), arch, train.class_names, options.init_from)
+        write_manifest(run, "torch", world.describe(describe(device)), arch, train.class_names, options.init_from)
         journal = Journal(run, "torch", arch, steps, options.log_every, options.checkpoint_every, options.keep)
         if options.resume:
             fresh = restore(state, journal)
             journal.rewind()
-        cli.announce(journal, describe(device), train, splits, fresh)
+        share(state, world, journal.progress.epochs)
+        cli.announce(journal, world.describe(describe(device)), train, splits, fresh)
         try:
             train_epochs(state, train, splits, journal)
         except (NonFiniteError, RuntimeError, MemoryError) as error:
@@ -192,6 +221,7 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path:
         about = {"class_names": train.class_names, "preprocess": recipe.preprocess}
         weights.save(run.path / "model.safetensors", best, arch, recipe.epochs * steps, **about)
         journal.close(peak_memory(device))
+    leave(world)
     return run.path
 
 
@@ -204,20 +234,43 @@ def train_epochs(
         NonFiniteError: the loss or a parameter became NaN or infinite.
         Stopped: a signal has asked to stop; a checkpoint is written.
     """
-    recipe, feed = state.recipe, Feed(train, next(state.model.parameters()).device)
+    recipe, world, feed = state.recipe, state.world, Feed(train, next(state.model.parameters()).device)
     with journal.stop.waiting():
         for epoch in range(journal.progress.epochs, recipe.epochs):
             with journal.epoch(epoch) as record:
-                for batch, inputs in feed(batches(train, recipe, epoch, train=True, start=record.done)):
-                    record(batch, train_step(state, *inputs))
+                for batch, inputs in feed(batches(train, recipe, epoch, train=True, start=record.done, world=world)):
+                    record(batch, add_up(train_step(state, *inputs, batch.first, batch.count), world))
                     if record.due:
                         checkpoint.save(record.path, state, record.progress())
                         record.saved()
-            scores = {split: evaluate(state.model, data, recipe) for split, data in splits.items()}
+            scores = {split: evaluate(state.model, data, recipe, world=world) for split, data in splits.items()}
             journal.scores(epoch, scores, record)
             plots.curves(journal.run)
             checkpoint.save(record.path, state, record.progress())
             record.saved()
+
+
+def follow(
+    state: TrainState,
+    world: World,
+    train: datasets.Dataset,
+    splits: dict[datasets.Split, datasets.Dataset],
+    steps: int,
+) -> None:
+    """`fit` in a process that is not the first: it takes the same steps and writes nothing.
+
+    On a signal it goes on, for the first process stops after a step, which needs all.
+    """
+    with Stop().waiting():
+        epochs = range(share(state, world, 0), state.recipe.epochs)
+        feed = Feed(train, next(state.model.parameters()).device)
+        for epoch in epochs:
+            start = state.step - epoch * steps
+            for batch, inputs in feed(batches(train, state.recipe, epoch, train=True, start=start, world=world)):
+                add_up(train_step(state, *inputs, batch.first, batch.count), world)
+            for data in splits.values():
+                evaluate(state.model, data, state.recipe, world=world)
+    leave(world)
 
 
 def restore(state: TrainState, journal: Journal) -> tuple[str, ...] | None:

@@ -168,7 +168,9 @@ def _moved_run(recipe: Recipe, given: TrainOptions, seed: int) -> Path:
         return step(state, *batch)
 
     with mock.patch.object(torch_impl.train, "train_step", moved_step), redirect_stdout(StringIO()):
-        return torch_impl.train.fit(recipe, given)
+        path = torch_impl.train.fit(recipe, given)
+    assert path
+    return path
 
 
 def _show(recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,0 +1,104 @@
+"""Several processes as one, on `torch.distributed`. Read next to `flax_impl/world.py`."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from common.errors import UserError
+from common.world import PATIENCE, World
+from torch_impl.sync_norm import synchronise_norms
+
+if TYPE_CHECKING:
+    from torch_impl.train import TrainState
+
+
+def join(name: str) -> World:
+    """Meet the other processes, if the environment says that there are any; see `common.world.World`.
+
+    Args:
+        name: `--device`.
+
+    Raises:
+        UserError: the environment does not describe a process.
+    """
+    world = World.of_environment(even=False)
+    if world.alone:
+        return world
+    backend = "gloo"
+    if name != "cpu" and torch.cuda.is_available():
+        backend = "nccl"
+        torch.cuda.set_device(world.local_rank)
+    dist.init_process_group(backend, timeout=timedelta(seconds=PATIENCE))
+    return world
+
+
+@contextmanager
+def in_touch() -> Iterator[None]:
+    """Say in a sentence that another process is gone.
+
+    Raises:
+        UserError: names this one.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not dist.is_initialized() or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise UserError(f"process {dist.get_rank()} of {dist.get_world_size()} has lost another one.") from error
+
+
+def leave(world: World) -> None:
+    """Part from the other processes."""
+    if not world.alone:
+        dist.destroy_process_group()
+
+
+def share(state: TrainState, world: World, first: int) -> int:
+    """Give every process the state that process 0 has, and join them: gradients are added, batch norm synchronised.
+
+    Args:
+        state: of this process; changed in place.
+        world: its place.
+        first: any number that process 0 has.
+
+    Returns:
+        That number.
+    """
+    if world.alone:
+        return first
+    parts = (state.model, state.optimizer, state.schedule, state.scaler)
+    buffer = io.BytesIO()
+    torch.save([part.state_dict() for part in parts], buffer)
+    message: list[Any] = [buffer.getvalue(), state.step, first] if world.main else [None] * 3
+    dist.broadcast_object_list(message, device=next(state.model.parameters()).device)
+    content, state.step, first = message
+    for part, values in zip(parts, torch.load(io.BytesIO(content), "cpu", weights_only=True), strict=True):
+        part.load_state_dict(values)
+    synchronise_norms(state.model)
+    state.world = world
+    with warnings.catch_warnings():  # newer versions call the first option otherwise
+        warnings.simplefilter("ignore", FutureWarning)
+        # Buffers differ: each process has its row of the dropout masks. A frozen backbone gets no gradients.
+        state.network = DistributedDataParallel(
+            state.model, broadcast_buffers=False, find_unused_parameters=state.freeze_steps > 0
+        )
+    return first
+
+
+def add_up(sums: dict[str, Tensor], world: World) -> dict[str, Tensor]:
+    """The same scalars, added over all processes; every one has to call it."""
+    if world.alone:
+        return sums
+    total = torch.stack([value.double() for value in sums.values()])
+    dist.all_reduce(total)
+    return dict(zip(sums, total, strict=True))

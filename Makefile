@@ -3,10 +3,12 @@
 RECIPE ?= digits
 ARCH ?= alexnet
 FRAMEWORK ?= torch
+WORLD ?= 1
 ARGS ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c requirements.lock
+TOGETHER := $(if $(filter-out 1,$(WORLD)),common.launch --processes $(WORLD) --)
 LOCK := pyproject.toml requirements.lock
 
 .DEFAULT_GOAL := help
@@ -16,11 +18,11 @@ LOCK := pyproject.toml requirements.lock
 help:  ## list every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
 
-train-torch: .venv/.torch  ## train RECIPE (default: digits) in PyTorch; ARGS="--epochs 5 ..." overrides its fields
-	$(BIN)/python -m torch_impl.train $(RECIPE) $(ARGS)
+train-torch: .venv/.torch  ## train RECIPE (default: digits) in PyTorch, in WORLD processes (default: 1); ARGS="--epochs 5 ..." overrides its fields
+	$(BIN)/python -m $(TOGETHER) torch_impl.train $(RECIPE) $(ARGS)
 
-train-flax: .venv/.flax  ## train RECIPE (default: digits) in Flax; ARGS="--epochs 5 ..." overrides its fields
-	$(BIN)/python -m flax_impl.train $(RECIPE) $(ARGS)
+train-flax: .venv/.flax  ## train RECIPE (default: digits) in Flax, in WORLD processes (default: 1); ARGS="--epochs 5 ..." overrides its fields
+	$(BIN)/python -m $(TOGETHER) flax_impl.train $(RECIPE) $(ARGS)
 
 evaluate-torch: .venv/.torch  ## score every checkpoint of RUN (a run folder), or one, in PyTorch; ARGS="--ten-crop --confusion ..."
 	$(BIN)/python -m torch_impl.evaluate $(RUN) $(ARGS)

@@ -16,6 +16,7 @@ from common.arch import Arch, Size
 from common.datasets import Arrays, Dataset, Photographs
 from common.pipeline import Batch, batches
 from common.recipes import Recipe
+from common.world import ALONE, World
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -88,9 +89,11 @@ def data_for(recipe: Recipe) -> Dataset:
     return photographs() if image is None else tiles(image[0], image[2])
 
 
-def first_batches(data: Dataset, recipe: Recipe, steps: int) -> Iterator[Batch]:
+def first_batches(data: Dataset, recipe: Recipe, steps: int, world: World = ALONE) -> Iterator[Batch]:
     """The first batches of a training run, over as many epochs as it takes."""
-    return islice((batch for epoch in count() for batch in batches(data, recipe, epoch, train=True)), steps)
+    return islice(
+        (batch for epoch in count() for batch in batches(data, recipe, epoch, train=True, world=world)), steps
+    )
 
 
 def _sample_images() -> list[np.ndarray]:

@@ -125,7 +125,7 @@ def subjects() -> dict[str, Subject]:
         "clip": Subject(clip, plain, data),
         "shrink": Subject(shrink, plain.adapt(height=20, width=20), data),
         "ties": Subject(base, plain, data, _flatten_conv5),
-        "batch norm": Subject(base, replace(plain, convs=_with_norm(plain.convs)), data),
+        "batch norm": Subject(base, replace(plain, convs=with_norm(plain.convs)), data),
         "lrn": Subject(sized(base, lrn), lrn, large),
         "odd": Subject(sized(base, odd), odd, large),
         "everything": Subject(replace(everything, schedule=quick), plain, data),
@@ -153,7 +153,8 @@ def _flatten_conv5(model: torch.nn.Module) -> None:
     torch.nn.init.ones_(convolution.bias)
 
 
-def _with_norm(convs: tuple[ConvSpec, ...]) -> tuple[ConvSpec, ...]:
+def with_norm(convs: tuple[ConvSpec, ...]) -> tuple[ConvSpec, ...]:
+    """The same convolutions, each with batch norm instead of a bias."""
     norm = ARCHS["alexnet_bn"].convs[0].norm
     return tuple(replace(conv, bias=False, norm=norm) for conv in convs)
 

@@ -13,7 +13,10 @@ from collections.abc import Iterator
 import jax
 import pytest
 
+import common.memory
 from parity_tests import results
+
+common.memory.keep_freed = lambda: False  # one process runs hundreds of networks: what is freed must go back
 
 
 @pytest.fixture(autouse=True, scope="session")

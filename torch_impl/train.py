@@ -58,7 +58,7 @@ class TrainState:
     recipe: Recipe
     freeze_steps: int
     network: nn.Module
-    preprocess: Callable[..., Tensor] = preprocess
+    preprocess: Callable[..., Tensor]
     world: World = ALONE
     step: int = 0
 
@@ -82,11 +82,12 @@ def init_state(recipe: Recipe, arch: Arch, steps: int, device: torch.device, *, 
     optimizer = build_optimizer(recipe.optimizer, *_head_and_backbone(model, recipe), tune.backbone_lr)
     schedule = build_schedule(optimizer, recipe.schedule, steps, recipe.epochs)
     scaler = build_scaler(recipe.loss_scale, recipe.precision, device)
-    state = TrainState(model, optimizer, schedule, scaler, dropout, recipe, tune.freeze_epochs * steps, model)
+    prepare = preprocess
     if compiled:
         model.compile(dynamic=False)
-        state.preprocess = torch.compile(preprocess, dynamic=False)
-    return state
+        prepare = torch.compile(preprocess, dynamic=False)
+    freeze_steps = tune.freeze_epochs * steps
+    return TrainState(model, optimizer, schedule, scaler, dropout, recipe, freeze_steps, model, prepare)
 
 
 def _head_and_backbone(model: AlexNet | LeNet, recipe: Recipe) -> tuple[list[Parameter], list[Parameter]]:

@@ -129,6 +129,7 @@ def torch_run(
     return losses, state.model.state_dict(), graphs
 
 
+@pytest.mark.full
 def test_a_compiled_torch_step_is_the_plain_one() -> None:
     """In float64, dropout, crops, flips and mixing on; each of the two functions is compiled once for each shape."""
     data, recipe = ragged()

@@ -262,7 +262,7 @@ def test_a_metrics_file_cut_in_a_line(framework: Framework, calm: Callable[[str]
     assert_same_run(path, calm(framework))
 
 
-@both
+@pytest.mark.parametrize("framework", ["torch", pytest.param("flax", marks=pytest.mark.full)])
 def test_not_a_number_names_step_layer_and_checkpoint(
     framework: Framework, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -410,7 +410,7 @@ def test_a_checkpoint_of_another_version(
     assert f"note: the checkpoint was written with {package} {versions[package]}, and 99.0 is installed" in said
 
 
-@both
+@pytest.mark.parametrize("framework", ["torch", pytest.param("flax", marks=pytest.mark.full)])
 def test_given_weights_are_not_forgotten(framework: Framework, tmp_path: Path) -> None:
     """A run with --init-from that is killed before its first checkpoint begins with the same weights again."""
     weights, words = train_weights(tmp_path), ("--epochs", 1, "--log-every", 3)

@@ -543,10 +543,10 @@ def fashion_mnist_best() -> Recipe:
 
 @register
 def cifar10_fast() -> Recipe:
-    """CIFAR-10 at 32 x 32 in few seconds on a GPU, to 78 %, where the tutorials' runs end.
+    """CIFAR-10 at 32 x 32 in few seconds on a GPU. Aims at 78 %, where the tutorials' runs end.
 
     Source: ours; `cifar10_best` with a larger batch and rate, and neither mixing nor the epochs that it needs. Not yet
-    run to its end on a GPU.
+    run to its end.
     """
     return replace(
         cifar10_best(),
@@ -561,9 +561,9 @@ def cifar10_fast() -> Recipe:
 
 @register
 def fashion_mnist_fast() -> Recipe:
-    """The same on Fashion-MNIST, to the 86.6 % that the book's AlexNet reaches after its fifth epoch.
+    """The same on Fashion-MNIST. Aims at the 86.6 % that the book's AlexNet reaches after its fifth epoch.
 
-    Source: ours; as `cifar10_fast`.
+    Source: ours; as `cifar10_fast`. Not yet run to its end.
     """
     return replace(
         cifar10_fast(),

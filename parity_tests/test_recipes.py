@@ -99,7 +99,12 @@ PUBLISHED: dict[str, tuple[str, float, float, float, int, int, tuple[int, ...], 
 }
 
 
-OURS = {DEFAULT, "cifar10_finetune_backbone", "cifar10_best", "fashion_mnist_best"}
+OURS = {
+    DEFAULT,
+    "cifar10_finetune_backbone",
+    *("cifar10_best", "cifar10_fast"),
+    *("fashion_mnist_best", "fashion_mnist_fast"),
+}
 
 
 def test_no_recipe_is_forgotten() -> None:

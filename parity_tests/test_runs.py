@@ -455,8 +455,8 @@ def test_a_validation_split_chooses_the_weights(
     """The second epoch's validation score is made 0, so the first epoch's weights must be the result."""
     original, asked = TRAIN[framework].evaluate, iter(range(2 * EPOCHS))
 
-    def spoil_the_last(*arguments: Any) -> Scores:
-        scores = original(*arguments)
+    def spoil_the_last(*arguments: Any, **options: Any) -> Scores:
+        scores = original(*arguments, **options)
         splits = [argument.split for argument in arguments if isinstance(argument, datasets.Dataset)]
         return replace(scores, top1=0) if splits == ["val"] and next(asked) == 1 else scores
 

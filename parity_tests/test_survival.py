@@ -207,8 +207,8 @@ def test_keep_prunes_all_but_the_newest_and_the_best(
 ) -> None:
     original, rights = TRAIN[framework].evaluate, iter((300, 80))
 
-    def scored(*arguments: Any) -> Scores:
-        return replace(original(*arguments), top1=next(rights))
+    def scored(*arguments: Any, **options: Any) -> Scores:
+        return replace(original(*arguments, **options), top1=next(rights))
 
     monkeypatch.setattr(TRAIN[framework], "evaluate", scored)
     path = tmp_path / "run"
@@ -298,12 +298,12 @@ def test_out_of_memory_says_what_fits(framework: Framework, tmp_path: Path, monk
     """A device that holds 100 examples."""
     original = TRAIN[framework].train_step
 
-    def step(state: Any, batch: Any, *rest: Any) -> Any:
-        if len(batch.images if framework == "torch" else batch) > 100:
+    def step(state: Any, images: Any, *rest: Any) -> Any:
+        if len(images) > 100:
             if framework == "torch":
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 20 bytes.")
-        return original(state, batch, *rest)
+        return original(state, images, *rest)
 
     monkeypatch.setattr(TRAIN[framework], "train_step", step)
     code, said = train(framework, tmp_path / "run")

@@ -32,11 +32,24 @@ def build_optimizer(
     betas = (spec.beta1, spec.beta2)
     match spec.name:
         case "sgd":
-            return torch.optim.SGD(groups, spec.lr, spec.momentum, nesterov=spec.nesterov, fused=True)
+            optimizer = torch.optim.SGD(groups, spec.lr, spec.momentum, nesterov=spec.nesterov, fused=True)
+            return _with_momentum(optimizer) if spec.momentum else optimizer
         case "adam":
             return torch.optim.Adam(groups, spec.lr, betas, spec.eps, fused=True)
         case "adamw":
             return torch.optim.AdamW(groups, spec.lr, betas, spec.eps, fused=True)
+
+
+def _with_momentum(optimizer: torch.optim.SGD) -> torch.optim.SGD:
+    """Start from a momentum of zeros, as optax does.
+
+    Fused SGD makes it of uninitialised memory in its first step, and fills it only if that step is taken: a first step
+    that loss scaling leaves out would give the second one garbage.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def _is_decayed(parameter: Parameter, spec: Optimizer) -> bool:

@@ -142,8 +142,8 @@ def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> excha
                 steps[name] = int(value)
             elif value is not None:
                 slots.setdefault(slot, {})[name] = value.detach().cpu().numpy().copy()
-    for slot, rows in slots.items():  # PyTorch makes no memory for a parameter while it is frozen
-        slots[slot] = {name: rows.get(name, p.detach().cpu().numpy() * 0) for name, p in named.items()}
+    for slot, rows in slots.items():  # Adam makes no memory for a parameter while it is frozen
+        slots[slot] = {name: rows.get(name, np.zeros_like(p.numpy(force=True))) for name, p in named.items()}
     last = max(steps.values())
     return exchange.OptimizerState(last, slots, {name: last - step for name, step in steps.items() if step < last})
 

@@ -9,6 +9,9 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c requirements.lock
 TOGETHER := $(if $(filter-out 1,$(WORLD)),common.launch --processes $(WORLD) --)
+# Tests share the cores in up to four processes; one that has nothing left takes from the others.
+PYTEST := $(BIN)/python -m pytest
+SPREAD := -n logical --maxprocesses 4 --dist worksteal
 LOCK := pyproject.toml requirements.lock
 
 .DEFAULT_GOAL := help
@@ -53,14 +56,14 @@ weights: .venv/.torch  ## download torchvision's pretrained AlexNet and convert 
 data: .venv/.torch  ## prepare DATASET (cifar10, fashion_mnist, mnist, imagenet2012) with tensorflow-datasets
 	$(BIN)/python -m common.tfds_data $(DATASET) $(ARGS)
 
-test: lint .venv-onnx/.done  ## check style, types and imports, and run the tests (about half an hour on 2 cores)
-	$(BIN)/python -m pytest $(ARGS)
+test: lint .venv-onnx/.done  ## check style, types and imports, and run the tests (a quarter of an hour on 2 cores)
+	$(PYTEST) $(SPREAD) $(ARGS)
 
 test-full: .venv/.test .venv-onnx/.done  ## run every test, the long ones too, and file the curves under benchmarks/results
-	PARITY_RESULTS=benchmarks/results $(BIN)/python -m pytest -m "not gpu" $(ARGS)
+	PARITY_RESULTS=benchmarks/results $(PYTEST) $(SPREAD) -m "not gpu" $(ARGS)
 
 test-gpu: .venv/.test  ## run the tests that need a GPU, and file what they measure under benchmarks/results
-	PARITY_RESULTS=benchmarks/results $(BIN)/python -m pytest -m gpu $(ARGS)
+	PARITY_RESULTS=benchmarks/results $(PYTEST) -m gpu $(ARGS)
 
 parity: .venv/.test  ## compare every architecture in every precision, print the table and file it
 	$(BIN)/python -m parity_tests.table $(ARGS)

@@ -111,8 +111,8 @@ _FINETUNE = Contestant("torch", "alexnet", 1024, "bfloat16", side=224, stored=32
 
 SUITES: dict[str, tuple[Heat, ...]] = {
     "tiny": (
-        _heat(*ours(_TINY, "float32"), replace(_TINY, loop="torch", pause=0.3), rounds=2, steps=3),
-        _heat(_TINY, replace(_TINY, loop="plain_flax"), rounds=2, steps=2),
+        Heat((*ours(_TINY, "float32"), replace(_TINY, loop="torch", pause=0.3)), rounds=2, steps=3, together=True),
+        Heat((_TINY, replace(_TINY, loop="plain_flax")), rounds=2, steps=2, together=True),
     ),
     "cpu": (
         _heat(_ALEXNET, replace(_ALEXNET, loop="plain_flax"), *ours(_ALEXNET, "float32", "bfloat16")),

@@ -7,6 +7,9 @@ import os
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # both frameworks share one GPU's memory
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # PyTorch's idle threads must not spin where XLA's work
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # several processes share the cores
+    share = max((os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]), 1)
+    os.environ.setdefault("OMP_NUM_THREADS", str(share))
 
 from collections.abc import Iterator
 

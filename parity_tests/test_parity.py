@@ -7,9 +7,10 @@ takes a step at full width as well, in every precision.
 from __future__ import annotations
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from common.arch import ARCHS
-from common.recipes import RECIPES, Precision
+from common.recipes import RECIPES
 from parity_tests import curves
 from parity_tests.results import Record
 from parity_tests.single_step import bounds_for, compare_step, rounding
@@ -17,24 +18,28 @@ from parity_tests.single_step import bounds_for, compare_step, rounding
 QUICK, LONG = 12, 200
 
 
+def _networks(*quick: str) -> list[ParameterSet]:
+    """Every architecture; all but the `quick` ones for the complete run alone."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.full) for name in ARCHS]
+
+
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", ARCHS)
+@pytest.mark.parametrize("name", _networks("alexnet", "alexnet_2012", "alexnet_cifar", "lenet"))
 def test_one_step_at_full_width(name: str) -> None:
     compare_step(name, "float64")
 
 
-QUICK_NETWORKS = ("alexnet", "alexnet_bn", "lenet")
+@pytest.mark.parametrize("name", _networks("alexnet", "alexnet_bn", "lenet"))
+def test_one_step_in_float32(name: str) -> None:
+    compare_step(name, "float32")
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in QUICK_NETWORKS else pytest.mark.full) for n in ARCHS]
-)
-def test_one_step_in_less(name: str, precision: Precision) -> None:
-    compare_step(name, precision)
+@pytest.mark.parametrize("name", _networks("alexnet", "lenet"))
+def test_one_step_in_bfloat16(name: str) -> None:
+    compare_step(name, "bfloat16")
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "lenet" else pytest.mark.full) for n in ARCHS])
+@pytest.mark.parametrize("name", _networks("lenet"))
 def test_the_bounds_are_near_to_rounding_alone(name: str) -> None:
     """Activations and gradients: at most four times what PyTorch's float32 differs by from its float64, or 32 ULP."""
     bounds, alone = bounds_for(name, "float32"), rounding(name, "float32", "ulp")

@@ -1,8 +1,9 @@
-"""What linen lacks: local response norm, adaptive pooling, PyTorch's running variance, parts of batches."""
+"""What linen lacks: local response norm, adaptive and fast pooling, PyTorch's running variance, parts of batches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from common.arch import LocalResponseNorm
+from common.arch import LocalResponseNorm, MaxPool
 
 
 def local_response_norm(x: Array, spec: LocalResponseNorm) -> Array:
@@ -24,6 +25,39 @@ def local_response_norm(x: Array, spec: LocalResponseNorm) -> Array:
     reach = [(0, 0)] * 3 + [(spec.size // 2, (spec.size - 1) // 2)]
     squares = jax.lax.reduce_window(x * x, 0.0, jax.lax.add, (1, 1, 1, spec.size), (1,) * 4, reach)
     return (x / (spec.k + spec.alpha * squares) ** spec.beta).astype(dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def max_pool(x: Array, spec: MaxPool) -> Array:
+    """linen's, with a faster gradient, which goes to the first of equal pixels as well: (N, H, W, C) -> (N, H', W', C).
+
+    XLA goes back through linen's window by window (select-and-scatter), which takes a seventh of a training step of
+    `alexnet` on a CPU; through the comparisons of `_largest` it takes a third of that.
+    """
+    size, stride, padding = (spec.size,) * 2, (spec.stride,) * 2, [(spec.padding,) * 2] * 2
+    return nn.max_pool(x, window_shape=size, strides=stride, padding=padding)
+
+
+def _largest(x: Array, spec: MaxPool) -> Array:
+    """`max_pool` by comparing pixels, first within rows, then within columns: the first of equal ones stays."""
+
+    def later_if_larger(first: Array, later: Array) -> Array:
+        return jnp.where((later > first) | jnp.isnan(later), later, first)
+
+    pad = (0, 0), (spec.padding,) * 2, (spec.padding,) * 2, (0, 0)
+    x = jnp.pad(x, pad, constant_values=-jnp.inf)
+    for axis in (2, 1):
+        last = (x.shape[axis] - spec.size) // spec.stride * spec.stride
+        places = [jax.lax.slice_in_dim(x, i, i + last + 1, spec.stride, axis) for i in range(spec.size)]
+        x = reduce(later_if_larger, places)
+    return x
+
+
+def _max_pool_back(spec: MaxPool, pullback: Callable[[Array], tuple[Array]], gradient: Array) -> tuple[Array]:
+    return pullback(gradient)
+
+
+max_pool.defvjp(lambda x, spec: jax.vjp(partial(_largest, spec=spec), x), _max_pool_back)
 
 
 def adaptive_avg_pool(x: Array, bins: int) -> Array:

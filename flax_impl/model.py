@@ -15,7 +15,7 @@ from common.arch import After, Arch, AvgPool, ConvSpec, MaxPool, get_arch
 from common.errors import UserError
 from common.initializers import get_init
 from flax_impl.init import initialize
-from flax_impl.layers import BatchNorm, adaptive_avg_pool, local_response_norm
+from flax_impl.layers import BatchNorm, adaptive_avg_pool, local_response_norm, max_pool
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": nn.relu, "tanh": jnp.tanh, "sigmoid": nn.sigmoid}
 
@@ -61,9 +61,7 @@ class ConvBlock(nn.Module):
 
 def _after(step: After, x: Array) -> Array:
     if isinstance(step, MaxPool):
-        padding = [(step.padding, step.padding)] * 2
-        size, stride = (step.size, step.size), (step.stride, step.stride)
-        return nn.max_pool(x, window_shape=size, strides=stride, padding=padding)
+        return max_pool(x, step)
     if isinstance(step, AvgPool):
         return nn.avg_pool(x, window_shape=(step.size, step.size), strides=(step.stride, step.stride))
     return local_response_norm(x, step)
@@ -111,9 +109,8 @@ class AlexNet(nn.Module):
         x = self.conv4(x, train=train)
         x = self.conv5(x, train=train)
         x = adaptive_avg_pool(x, self.arch.adaptive_pool) if self.arch.adaptive_pool else x
-        x = x.reshape(
-            x.shape[0], -1
-        )  # (N, H * W * C); PyTorch flattens C * H * W, so the converter permutes fc6's rows
+        # (N, H * W * C); PyTorch flattens C * H * W, so the converter permutes fc6's rows.
+        x = x.reshape(x.shape[0], -1)
         x = self.drop6(x, deterministic=not train)
         x = activation(self.fc6(x))
         x = self.drop7(x, deterministic=not train)

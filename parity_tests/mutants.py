@@ -331,9 +331,9 @@ def _over_full_batch(f: Any, logits: torch.Tensor, targets: torch.Tensor, **keyw
     return f(logits, targets, **keywords) * len(logits) / 8
 
 
-def _weighed_alike(f: Any, state: Any, x: torch.Tensor, targets: torch.Tensor, row: int) -> Any:
+def _weighed_alike(f: Any, state: Any, x: torch.Tensor, targets: torch.Tensor, *rest: int) -> Any:
     micro, rows = state.recipe.micro_batch, len(x)
-    loss, logits = f(state, x, targets, row)
+    loss, logits = f(state, x, targets, *rest)
     return loss * rows / (len(logits) * -(-rows // micro)), logits
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -52,9 +53,20 @@ def at_once(number: int, frame: FrameType | None) -> None:
     """A handler that ends the command where it is.
 
     Raises:
-        Stopped: always.
+        Stopped: at once, or from a finalizer, where Python would print it and go on, as soon as that is done.
     """
+    if _in_finalizer(frame):
+        threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+        return
     raise Stopped(number)
+
+
+def _in_finalizer(frame: FrameType | None) -> bool:
+    while frame:
+        if frame.f_code.co_name == "__del__" or frame.f_code.co_filename == weakref.__file__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

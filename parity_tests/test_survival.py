@@ -34,6 +34,7 @@ from common.errors import DamagedError, UserError
 from common.journal import Progress
 from common.photos import open_image
 from common.run import Framework, RunFolder, Scores, package_versions
+from common.stopping import Stopped, stopping_at_once
 from parity_tests import fuzz, soak
 from parity_tests.material import narrow
 from parity_tests.test_runs import TRAIN, both, quick, reproducible, snapshot
@@ -521,3 +522,18 @@ def test_a_difference_is_seen(calm: Callable[[str], Path], tmp_path: Path) -> No
     weights["fc7.bias"][3] = np.nextafter(weights["fc7.bias"][3], np.float32(9))
     save_file(weights, path / "model.safetensors", metadata)
     assert soak.differences(path, calm("torch")) == ["row 2", "fc7.bias"]
+
+
+def test_a_signal_in_a_finalizer_is_not_lost() -> None:
+    """Grain frees its shared memory in one, where Python prints what is raised and goes on."""
+
+    class Finalized:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    def wait() -> None:
+        Finalized()
+        time.sleep(10)
+
+    with pytest.raises(Stopped), stopping_at_once():
+        wait()

@@ -329,8 +329,8 @@ def test_accumulation_needs_less_memory_in_flax() -> None:
     arch = ARCHS["alexnet_cifar"]
     sizes = []
     for accumulate in (1, 8):
-        recipe = replace(subject.recipe, precision="float32", batch_size=64, accumulate=accumulate)
-        data = replace(subject.data, ids=np.resize(subject.data.ids, 64))
+        recipe = replace(subject.recipe, precision="float32", batch_size=256, accumulate=accumulate)
+        data = replace(subject.data, ids=np.resize(subject.data.ids, 256))
         _, state = make_states(recipe, replace(arch, dense=subject.arch.dense), 1)
         arguments = to_device(next(first_batches(data, recipe, 1)), jax.devices("cpu")[0])
         compiled = flax_impl.train.train_step.lower(state, *arguments).compile()

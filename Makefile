@@ -56,7 +56,7 @@ weights: .venv/.torch  ## download torchvision's pretrained AlexNet and convert 
 data: .venv/.torch  ## prepare DATASET (cifar10, fashion_mnist, mnist, imagenet2012) with tensorflow-datasets
 	$(BIN)/python -m common.tfds_data $(DATASET) $(ARGS)
 
-test: lint .venv-onnx/.done  ## check style, types and imports, and run the tests (a quarter of an hour on 2 cores)
+test: lint .venv-onnx/.done  ## check style, types and imports, and run the tests (about 20 minutes on 2 cores)
 	$(PYTEST) $(SPREAD) $(ARGS)
 
 test-full: .venv/.test .venv-onnx/.done  ## run every test, the long ones too, and file the curves under benchmarks/results

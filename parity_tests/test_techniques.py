@@ -211,6 +211,7 @@ def test_a_precision_that_the_device_lacks_is_refused(monkeypatch: pytest.Monkey
         flax_impl.device.check_precision("float16", jax.devices("cpu")[0])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_mixed_precision_stays_near_to_float32(precision: Precision) -> None:
     """The frameworks differ by no more than four times what PyTorch in this precision differs by from its float32."""

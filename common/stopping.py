@@ -62,6 +62,7 @@ def at_once(number: int, frame: FrameType | None) -> None:
 
 
 def _in_finalizer(frame: FrameType | None) -> bool:
+    """Whether a `__del__` or a weak reference's callback is under way."""
     while frame:
         if frame.f_code.co_name == "__del__" or frame.f_code.co_filename == weakref.__file__:
             return True

@@ -132,7 +132,7 @@ def fill(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> exchange.OptimizerState:
-    """An optimizer's memory by our names; empty before its first step, when PyTorch has made none."""
+    """An optimizer's memory by our names; Adam's is empty before its first step, when PyTorch has made none."""
     named = dict(model.named_parameters())
     slots: dict[str, exchange.Tensors] = {}
     steps = dict.fromkeys(named, 0)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -29,7 +29,7 @@ from common.pipeline import batches
 from common.recipes import IMAGENET_MEAN, IMAGENET_STD, get_recipe
 from common.run import package_versions, write_json
 
-WORKERS, BATCH, ROUNDS = 2, 32, 3
+WORKERS, BATCH, ROUNDS = 2, 32, 15
 SKIPPED = 4  # batches at the start, while processes start
 SETS = {"500x375": ((500, 375), 40), "2000x1500": ((2000, 1500), 4)}  # size, batches measured
 GROWTH = (1_000, 10_000, 100_000)
@@ -123,10 +123,9 @@ def throughput(size: tuple[int, int], count: int) -> dict[str, Any]:
             "images_per_core_second": round(median(core)),
             "rounds_per_core_second": [round(rate) for rate in core],
         }
-    for name in found:
-        if name.startswith("torchvision"):
-            ratios = [a[1] / b[1] for a, b in zip(found["ours, workers"], found[name], strict=True)]
-            result[f"ratio to {name}"] = round(median(ratios), 3)
+    for ours, theirs in product(("ours, workers", "ours, threads"), ("torchvision, uint8", "torchvision, float32")):
+        ratios = [a[1] / b[1] for a, b in zip(found[ours], found[theirs], strict=True)]
+        result[f"{ours} to {theirs}"] = round(median(ratios), 3)
     return result
 
 
@@ -168,7 +167,7 @@ def main() -> None:
         "batch": BATCH,
         "memory": growth(),
         "throughput": {name: throughput(size, count) for name, (size, count) in SETS.items()},
-        "versions": package_versions(("grain", "pillow")),
+        "versions": package_versions(("grain", "pillow", "simplejpeg")),
     }
     path = Path(__file__).parent / "results" / "input-cpu.json"
     write_json(path, result)

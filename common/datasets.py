@@ -115,8 +115,12 @@ class Photographs:
                 return view(example, image), label
 
         over = map if self.threads == 1 else self._pool.map
-        images, labels = zip(*over(decode, ids.tolist()), strict=True)
-        return np.stack(images), np.array(labels, np.int32)
+        images, labels = np.empty(0, np.uint8), np.empty(len(ids), np.int32)
+        for place, (image, labels[place]) in enumerate(over(decode, ids.tolist())):
+            if not place:
+                images = np.empty((len(ids), *image.shape), np.uint8)
+            images[place] = image
+        return images, labels
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from common import draws, workers
+from common import draws, photos, workers
 from common.arch import Size, get_arch
 from common.datasets import Dataset, View
 from common.draws import Stream
@@ -240,7 +240,7 @@ def central_square(image: Image.Image, side: int) -> np.ndarray:
     width, height = image.size
     shorter = min(width, height)
     width, height = int(side * width / shorter), int(side * height / shorter)
-    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    resized = photos.cut(image, (0, 0, *image.size)).resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - side) / 2), round((height - side) / 2)
     return np.asarray(resized.crop((left, top, left + side, top + side)))
 
@@ -263,7 +263,10 @@ def random_resized_crop(image: Image.Image, side: int, uniforms: np.ndarray) -> 
     box = np.array([left, top, left + w, top + h])
     if drafted := image.draft(None, (ceil(width * 2 * side / w), ceil(height * 2 * side / h))):
         box *= drafted[1][2] / width
-    return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=tuple(box)))
+    (left, top), (right, bottom) = np.floor(box[:2]).astype(int), np.ceil(box[2:]).astype(int)
+    part = photos.cut(image, (left, top, right, bottom))
+    inside = tuple(box - (left, top, left, top))
+    return np.asarray(part.resize((side, side), Image.Resampling.BILINEAR, box=inside))
 
 
 def random_boxes(height: int, width: int, uniforms: np.ndarray) -> np.ndarray:

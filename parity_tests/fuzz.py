@@ -33,7 +33,7 @@ from common.config import to_dict
 from common.errors import UserError, first_line
 from common.files import SUMS, write_sums
 from common.journal import Progress
-from common.photos import open_image
+from common.photos import cut, open_image, opened
 from common.recipes import Recipe, get_recipe
 from common.run import RunFolder, package_versions, write_json
 from parity_tests.material import narrow
@@ -176,6 +176,8 @@ def read_image(path: Path) -> None:
     for file in sorted(path.iterdir()):
         image = open_image(file)
         assert np.asarray(image).shape == (image.height, image.width, 3)
+        with opened(file) as lazy:
+            assert cut(lazy, (0, 0, *image.size)).size == image.size
 
 
 def hurt_file(path: Path, rng: np.random.Generator) -> None:

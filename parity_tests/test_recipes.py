@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from PIL import Image
 from scipy import stats
 from sklearn.datasets import load_digits
 from torchvision import transforms
+from torchvision.transforms import functional
 from torchvision.transforms import transforms as transforms_module
 
 from common import datasets, draws
@@ -29,7 +31,8 @@ from common.datasets import DATASETS, Arrays, Dataset, Photographs
 from common.draws import Stream, normals, order, uniforms, uniforms_at
 from common.errors import UserError
 from common.initializers import INITS
-from common.pipeline import batches, central_square, random_resized_crop, steps_per_epoch
+from common.photos import opened
+from common.pipeline import batches, central_square, random_boxes, random_resized_crop, steps_per_epoch
 from common.recipes import (
     ABOUT,
     DEFAULT,
@@ -474,27 +477,10 @@ def test_central_square_is_torchvisions() -> None:
         np.testing.assert_array_equal(central_square(image, side), np.asarray(theirs))
 
 
-class Canvas:
-    """Stands in for an image and tells which box was asked for."""
-
-    def __init__(self, width: int, height: int) -> None:
-        self.size = (width, height)
-        self.box: tuple[int, int, int, int] = (0, 0, 0, 0)
-
-    def draft(self, mode: None, size: tuple[int, int]) -> None:
-        """As any image but an undecoded JPEG."""
-
-    def resize(self, size: tuple[int, int], resample: int, box: tuple[int, int, int, int]) -> np.ndarray:
-        self.box = box
-        return np.zeros((*size, 3), np.uint8)
-
-
 def _box(width: int, height: int, numbers: np.ndarray) -> tuple[int, int, int, int]:
     """Left, top, width and height of the random box."""
-    canvas = Canvas(width, height)
-    random_resized_crop(cast(Image.Image, canvas), 8, numbers)
-    left, top, right, bottom = canvas.box
-    return left, top, right - left, bottom - top
+    top, left, h, w = random_boxes(height, width, numbers[None])[0].astype(int).tolist()
+    return left, top, w, h
 
 
 def test_random_boxes_are_within_the_image_and_the_ranges() -> None:
@@ -562,12 +548,18 @@ def test_random_boxes_are_torchvisions(monkeypatch: pytest.MonkeyPatch) -> None:
         assert _box(width, height, numbers) == (left, top, w, h)
 
 
-def test_random_resized_crop_resizes_the_box() -> None:
-    image = _random_image(np.random.default_rng(5)).resize((90, 60))
-    numbers = np.random.default_rng(6).random(22)
-    left, top, w, h = _box(90, 60, numbers)
-    expected = image.resize((16, 16), Image.Resampling.BILINEAR, box=(left, top, left + w, top + h))
-    np.testing.assert_array_equal(random_resized_crop(image, 16, numbers), np.asarray(expected))
+@pytest.mark.parametrize("suffix", ["png", "jpeg"])
+def test_random_resized_crop_gives_torchvisions_pixels(suffix: str, tmp_path: Path) -> None:
+    """Those of the box alone, whether the image is decoded before or not."""
+    rng = np.random.default_rng(5)
+    _random_image(rng).resize((90, 60)).save(tmp_path / f"image.{suffix}")
+    for _ in range(20):
+        numbers = rng.random(22)
+        left, top, w, h = _box(90, 60, numbers)
+        with opened(tmp_path / f"image.{suffix}") as image:
+            found = random_resized_crop(image, 48, numbers)
+        expected = functional.resized_crop(Image.open(tmp_path / f"image.{suffix}"), top, left, h, w, [48, 48])
+        np.testing.assert_array_equal(found, np.asarray(expected))
 
 
 def test_holding_out_keeps_the_order_and_every_example() -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.arch import Arch
 from common.errors import UserError
 from common.recipes import Recipe
 
@@ -84,16 +85,17 @@ class World:
         """The devices of all processes in words, given this one's."""
         return device if self.alone else f"{self.size} processes, each on {device}"
 
-    def check(self, recipe: Recipe) -> None:
-        """Refuse a recipe that several processes would not train as one does.
+    def check(self, recipe: Recipe, arch: Arch) -> None:
+        """Refuse what several processes would not train as one does.
 
         Raises:
             UserError: says what to change.
         """
-        if self.size > 1 and recipe.accumulate > 1:
+        if self.size > 1 and recipe.accumulate > 1 and any(conv.norm for conv in arch.convs):
             raise UserError(
-                f"accumulate is {recipe.accumulate}, which goes with one process alone: "
-                f"each of {self.size} already holds only its share of the batch, so set accumulate to 1."
+                f"accumulate is {recipe.accumulate}, and {arch.name} has batch norm, which normalises over the "
+                f"micro-batch of one process, but over {self.size} of them together. Set accumulate to 1: each process "
+                f"already holds only its share of the batch."
             )
         if self.size > recipe.batch_size:
             raise UserError(f"batch_size is {recipe.batch_size}: too few examples for {self.size} processes.")

@@ -94,22 +94,26 @@ class BatchNorm(nn.BatchNorm):
         return y
 
 
-def dropout_from(row: Array | int, rows: int) -> Callable[..., Any]:
+def dropout_from(row: Array | int, rows: int, processes: int = 1) -> Callable[..., Any]:
     """An interceptor for `nn.intercept_methods`: a micro-batch gets its part of the whole batch's dropout masks.
 
     The unmodified layer is given the micro-batch at its place in a batch of zeros.
 
     Args:
-        row: of the whole batch at which the micro-batch begins.
+        row: of a process's rows at which the micro-batch begins.
         rows: of the whole batch.
+        processes: which hold equally many of the rows, and of the micro-batch's.
     """
 
     def intercept(call: Any, inputs: Any, keywords: Any, context: nn.module.InterceptorContext) -> Any:
         if not isinstance(context.module, nn.Dropout) or context.method_name != "__call__":
             return call(*inputs, **keywords)
         [x] = inputs
-        whole = jax.lax.dynamic_update_slice_in_dim(jnp.zeros((rows, *x.shape[1:]), x.dtype), x, row, 0)
-        return jax.lax.dynamic_slice_in_dim(call(whole, **keywords), row, len(x), 0)
+        own = x.reshape(processes, -1, *x.shape[1:])
+        whole = jnp.zeros((processes, rows // processes, *x.shape[1:]), x.dtype)
+        whole = jax.lax.dynamic_update_slice_in_dim(whole, own, row, 1)
+        dropped = call(whole.reshape(rows, *x.shape[1:]), **keywords).reshape(whole.shape)
+        return jax.lax.dynamic_slice_in_dim(dropped, row, own.shape[1], 1).reshape(x.shape)
 
     return intercept
 

@@ -57,6 +57,7 @@ class TrainState(train_state.TrainState):
     model: AlexNet | LeNet = struct.field(pytree_node=False)
     recipe: Recipe = struct.field(pytree_node=False)
     freeze_steps: int = struct.field(pytree_node=False)
+    processes: int = struct.field(pytree_node=False, default=1)
 
     @property
     def updates(self) -> Array:
@@ -126,27 +127,28 @@ def backward(
     batch_stats: Any,
     x: Array,
     targets: Array,
+    real: Array | None,
     row: Array | int,
     rows: int,
-    real: Array | None = None,
+    count: Array | int,
 ) -> tuple[Any, Any, Array, Array]:
     """The gradients of one micro-batch.
 
     Args:
         state: whose parameters they are of.
         batch_stats: batch norm's, so far.
-        x: (n, H, W, C), the micro-batch.
+        x: (n, H, W, C), the micro-batch: equally many rows of each process.
         targets: (n, classes).
-        row: of the whole batch at which it begins.
-        rows: of the whole batch.
         real: bool (n,), which rows do not only pad the batch; None: all.
+        row: of a process's rows at which it begins.
+        rows: of the whole batch, padding included.
+        count: of the whole batch's examples.
 
     Returns:
         The scaled gradients, the batch statistics, the sum of the losses, and the logits.
     """
     dropout = jax.random.fold_in(jax.random.key(state.recipe.seed), state.step)
     smooth = optax.smooth_labels(targets, state.recipe.label_smoothing)
-    count = rows if real is None else real.sum()
 
     def loss_fn(params: Any) -> tuple[Array, tuple[Any, Array, Array]]:
         variables = {"params": params} | ({"batch_stats": batch_stats} if batch_stats else {})
@@ -159,7 +161,7 @@ def backward(
         return scaled, (updates.get("batch_stats", {}), loss, logits)
 
     with (
-        nn.intercept_methods(dropout_from(row, rows)) if len(x) < rows else nullcontext(),
+        nn.intercept_methods(dropout_from(row, rows, state.processes)) if len(x) < rows else nullcontext(),
         nullcontext() if real is None else nn.intercept_methods(norm_over(real)),
     ):
         gradients, rest = jax.grad(loss_fn, has_aux=True)(state.params)
@@ -167,28 +169,35 @@ def backward(
 
 
 def accumulate(state: TrainState, x: Array, targets: Array, real: Array | None = None) -> tuple[Any, Any, Array, Array]:
-    """The gradients of a batch, one micro-batch after the other; see `backward`."""
-    micro, rows = state.recipe.micro_batch, len(x)
-    if rows <= micro or real is not None:
-        return backward(state, state.batch_stats, x, targets, 0, rows, real)
+    """The gradients of a batch, in each process one micro-batch after the other; see `backward`."""
+    micro, rows, processes = state.recipe.micro_batch, len(x), state.processes
+    each = rows // processes
+    count = rows if real is None else real.sum()
+    if each <= micro:
+        return backward(state, state.batch_stats, x, targets, real, 0, rows, count)
 
     def add(so_far: Any, part: Any) -> Any:
         gradients, batch_stats, loss = so_far
-        x, targets, row = part
-        more, batch_stats, extra, logits = backward(state, batch_stats, x, targets, row, rows)
+        x, targets, real, row = part
+        more, batch_stats, extra, logits = backward(state, batch_stats, x, targets, real, row, rows, count)
         return (jax.tree.map(jnp.add, gradients, more), batch_stats, loss + extra), logits
 
+    def cut(a: Array, begin: int, end: int, size: int) -> Array:
+        """These rows of each process as (parts, processes * size, ...): a copy, but no row changes its process."""
+        parts = a.reshape(processes, each, *a.shape[1:])[:, begin:end].reshape(processes, -1, size, *a.shape[1:])
+        return parts.swapaxes(0, 1).reshape(-1, processes * size, *a.shape[1:])
+
     # A loop that XLA keeps: unrolled, it would hold the activations of several micro-batches at once.
-    whole = rows // micro * micro
-    starts = jnp.arange(0, whole, micro)
-    parts = jax.tree.map(lambda a: a[:whole].reshape(-1, micro, *a.shape[1:]), (x, targets))
+    whole = each // micro * micro
+    parts = jax.tree.map(lambda a: cut(a, 0, whole, micro), (x, targets, real))
     none = jax.tree.map(jnp.zeros_like, state.params), state.batch_stats, jnp.zeros((), x.dtype)
-    so_far, logits = jax.lax.scan(add, none, (*parts, starts))
-    logits = logits.reshape(whole, -1)
-    if whole < rows:
-        so_far, last = add(so_far, (x[whole:], targets[whole:], whole))
-        logits = jnp.concatenate([logits, last])
-    return *so_far, logits
+    so_far, logits = jax.lax.scan(add, none, (*parts, jnp.arange(0, whole, micro)))
+    logits = logits.reshape(-1, processes, micro, logits.shape[-1]).swapaxes(0, 1).reshape(processes, whole, -1)
+    if whole < each:
+        rest = jax.tree.map(lambda a: cut(a, whole, each, each - whole)[0], (x, targets, real))
+        so_far, last = add(so_far, (*rest, whole))
+        logits = jnp.concatenate([logits, last.reshape(processes, each - whole, -1)], axis=1)
+    return *so_far, logits.reshape(rows, -1)
 
 
 def update(state: TrainState, gradients: Any, batch_stats: Any) -> TrainState:
@@ -227,7 +236,7 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path | None:
     if recipe.val_fraction:
         train, splits["val"] = train.hold_out(recipe.val_fraction, recipe.seed)
     world = join(options.device)
-    world.check(recipe)
+    world.check(recipe, arch)
     steps, device = steps_per_epoch(train, recipe), pick_device(options.device)
     check_precision(recipe.precision, device)
     begin = partial(init_state, recipe, arch, steps, device)

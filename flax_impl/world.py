@@ -81,6 +81,7 @@ def share(state: TrainState, world: World, first: int) -> tuple[TrainState, int]
     if world.alone:
         return state, first
     state, first = multihost_utils.broadcast_one_to_all((state, np.int64(first)))
+    state = state.replace(processes=world.size)
     mesh = jax.make_mesh((world.size,), ("data",), axis_types=(AxisType.Auto,))
     return multihost_utils.host_local_array_to_global_array(state, mesh, PartitionSpec()), int(first)
 

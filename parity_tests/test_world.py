@@ -25,6 +25,7 @@ import pytest
 import flax_impl.train
 import torch_impl.train
 from common import cli
+from common.arch import ARCHS
 from common.errors import UserError
 from common.launch import Launch
 from common.launch import main as launch
@@ -34,7 +35,7 @@ from common.run import Framework
 from common.scaling import Scaling
 from common.scaling import main as model
 from common.world import ALONE, World
-from parity_tests.together import FAULTS, SYNC_NORM, Trace, batch_norm, load, normalise, run, scenarios
+from parity_tests.together import ACCUMULATION, FAULTS, SYNC_NORM, Trace, batch_norm, load, normalise, run, scenarios
 
 BOUND = 1e-9
 FRAMEWORKS: tuple[Framework, ...] = ("torch", "flax")
@@ -109,7 +110,15 @@ def difference(one: Trace, other: Trace) -> float:
 def three_of_torch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Traces of three processes, with and without faults; several in one launch, since imports take the most time."""
     folder = tmp_path_factory.mktemp("three")
-    work("torch", 3, folder, SYNC_NORM, QUICK, *(f"{QUICK} with {fault}" for fault in OF_FRAMEWORK["torch"]))
+    work(
+        "torch",
+        3,
+        folder,
+        SYNC_NORM,
+        QUICK,
+        ACCUMULATION,
+        *(f"{QUICK} with {fault}" for fault in OF_FRAMEWORK["torch"]),
+    )
     return folder
 
 
@@ -126,9 +135,33 @@ def test_faults_in_torch_are_seen(fault: str, three_of_torch: Path) -> None:
     assert difference(alone(QUICK), load(three_of_torch / f"{QUICK} with {fault}-0.npz")) > 1e-3
 
 
+def test_three_processes_accumulate_as_one(three_of_torch: Path) -> None:
+    for rank in range(3):
+        assert difference(alone(ACCUMULATION), load(three_of_torch / f"{ACCUMULATION}-{rank}.npz")) < BOUND
+
+
 def test_three_processes_of_flax_equal_one_of_torch(tmp_path: Path) -> None:
-    for trace in train_together("flax", 3, tmp_path, QUICK)[QUICK]:
-        assert difference(alone(QUICK), trace) < BOUND
+    for name, traces in train_together("flax", 3, tmp_path, QUICK, ACCUMULATION).items():
+        for trace in traces:
+            assert difference(alone(name), trace) < BOUND, name
+
+
+EXCHANGES = """
+from dataclasses import replace
+from common.recipes import Mix
+from parity_tests.together import ACCUMULATION, exchanges, scenarios
+subject = scenarios()[ACCUMULATION]
+for mix in (Mix(), subject.recipe.mix):
+    print(*sorted(exchanges(replace(subject, recipe=replace(subject.recipe, precision="float32", mix=mix)))))
+"""
+
+
+def test_processes_of_flax_exchange_sums_alone() -> None:
+    """Pixels stay where they are, through crops, flips and micro-batches; only mixing needs those of others."""
+    flags = f"{ENVIRONMENT['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    command = [sys.executable, "-c", EXCHANGES]
+    done = subprocess.run(command, env=os.environ | ENVIRONMENT | {"XLA_FLAGS": flags}, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["all-reduce", "all-gather all-reduce"], done.stderr
 
 
 def test_batch_norm_of_all_rows(three_of_torch: Path) -> None:
@@ -379,14 +412,17 @@ def test_the_environment_says_who_one_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
-    [({"accumulate": 2}, "accumulate is 2, which goes with one process"), ({"batch_size": 3}, "batch_size is 3")],
+    ("arch", "changes", "message"),
+    [
+        ("alexnet_bn", {"accumulate": 2}, "accumulate is 2, and alexnet_bn has batch norm"),
+        ("alexnet", {"batch_size": 3}, "batch_size is 3"),
+    ],
 )
-def test_recipes_that_several_processes_do_not_train(changes: dict[str, Any], message: str) -> None:
+def test_recipes_that_several_processes_do_not_train(arch: str, changes: dict[str, Any], message: str) -> None:
     recipe = replace(RECIPES["digits"], **changes)
-    ALONE.check(recipe)
+    ALONE.check(recipe, ARCHS[arch])
     with pytest.raises(UserError, match=message):
-        World(1, 4).check(recipe)
+        World(1, 4).check(recipe, ARCHS[arch])
 
 
 def test_the_cost_of_adding_up() -> None:

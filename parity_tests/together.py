@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 import torch
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import flax_impl.device
 import flax_impl.evaluate
@@ -35,6 +37,7 @@ from torch_impl.sync_norm import SyncBatchNorm
 STEPS = 6  # of which the fourth has two examples, fewer than the processes may be
 
 
+ACCUMULATION = "accumulation"  # three processes have 3, 3 and 2 rows, in micro-batches of two and a rest
 SYNC_NORM = "sync_norm"  # a name beside those of scenarios
 UNEVEN = (0, 5, 7, 7)  # where its rows are cut
 
@@ -66,6 +69,7 @@ def scenarios() -> dict[str, Subject]:
         "alexnet_bn, everything": Subject(everything, subjects()["batch norm"].arch, data),
         "frozen, then all": Subject(frozen, lenet, data),
         "adamw": Subject(adam, lenet, data),
+        ACCUMULATION: Subject(replace(with_everything(small), batch_size=8, accumulate=4), plain.arch, data),
         "float16": Subject(half, lenet, data),
     }
 
@@ -108,6 +112,19 @@ def _run_flax(subject: Subject, world: World) -> Trace:
     scores = flax_impl.evaluate.evaluate(state.model, state.variables, data, recipe, world=world)
     weights = to_torch(jax.device_get(state.variables), subject.arch)
     return Trace(np.array(steps), scores, dict(weights), tuple(scales))
+
+
+def exchanges(subject: Subject) -> set[str]:
+    """The operations by which the devices of this process exchange data in one step of Flax."""
+    recipe, mesh = subject.recipe, jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    _, state = make_states(recipe, subject.arch, steps_per_epoch(subject.data, recipe))
+    state = state.replace(processes=jax.device_count())
+    [batch] = first_batches(subject.data, recipe, 1)
+    state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+    inputs = jax.device_put((batch.images, batch.labels, batch.draws), NamedSharding(mesh, PartitionSpec("data")))
+    program = flax_impl.train.train_step.lower(state, *inputs).compile().as_text() or ""
+    names = r"\b(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+    return set(re.findall(names, program))
 
 
 def batch_norm() -> torch.nn.BatchNorm2d:

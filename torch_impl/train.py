@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn import Parameter
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
 from common import cli, datasets, faults, plots
@@ -155,9 +157,13 @@ def backward(state: TrainState, x: Tensor, targets: Tensor, row: int, first: int
 
 
 def accumulate(state: TrainState, x: Tensor, targets: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:
-    """The gradients of a batch, one micro-batch after the other; see `backward`."""
-    rows = range(0, max(len(x), 1), state.recipe.micro_batch)
-    parts = [backward(state, x, targets, row, first, count) for row in rows]
+    """The gradients of this process's rows, one micro-batch after the other; see `backward`."""
+    rows, parts = range(0, max(len(x), 1), state.recipe.micro_batch), []
+    together = state.network if isinstance(state.network, DistributedDataParallel) else None
+    for row in rows:
+        # Processes may have more or fewer micro-batches; each exchanges its gradients once, after its last.
+        with together.no_sync() if together and row != rows[-1] else nullcontext():
+            parts.append(backward(state, x, targets, row, first, count))
     return sum((loss for loss, _ in parts), torch.zeros((), device=x.device)), torch.cat([part for _, part in parts])
 
 
@@ -190,7 +196,7 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path | None:
     if recipe.val_fraction:
         train, splits["val"] = train.hold_out(recipe.val_fraction, recipe.seed)
     world = join(options.device)
-    world.check(recipe)
+    world.check(recipe, arch)
     steps, device = steps_per_epoch(train, recipe), pick_device(options.device)
     check_precision(recipe.precision, device)
     if options.compile:

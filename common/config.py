@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,21 @@ from common.errors import UserError
 T = TypeVar("T")
 
 _converter = cattrs.Converter(forbid_extra_keys=True)
+
+
+def _exactly(*kinds: type) -> Callable[[Any, Any], Any]:
+    """Take JSON's values of these types as they are; cattrs would make 1 of true, and true of "no"."""
+
+    def structure(value: Any, kind: type) -> Any:
+        if type(value) not in kinds:
+            raise TypeError(f"{value!r} is no {kind.__name__}")
+        return kind(value)
+
+    return structure
+
+
+for _kinds in ((int,), (float, int), (bool,), (str,)):
+    _converter.register_structure_hook(_kinds[0], _exactly(*_kinds))
 
 
 def to_dict(value: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -170,6 +171,17 @@ class Dataset:
         source = self.source.source if isinstance(self.source, Relabelled) else self.source
         return [source.files[i] for i in self.ids] if isinstance(source, Photographs) and source.files else []
 
+    def fingerprint(self) -> str:
+        """A hash of which examples these are, as far as that is known without reading them: names and labels."""
+        digest = hashlib.sha256("\0".join(self.class_names).encode(errors="surrogateescape"))
+        source = self.source.source if isinstance(self.source, Relabelled) else self.source
+        digest.update(self.ids.astype("<i8").tobytes())
+        if isinstance(source, Arrays):
+            digest.update(source.labels.astype("<i4").tobytes())
+        elif isinstance(source, Photographs) and isinstance(source.files, _Files):
+            digest.update(source.files.names + source.files.labels.tobytes())
+        return digest.hexdigest()
+
     def hold_out(self, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
         """Split off a validation set drawn at random.
 
@@ -199,7 +211,7 @@ def load(name: str, data_dir: Path | None = None) -> tuple[Dataset, Dataset]:
             looked for and the command that prepares it.
     """
     if name.startswith("folder:"):
-        return _load_folder(name, Path(name.removeprefix("folder:")).expanduser())
+        return _load_folder(name, _folder(name))
     spec = lookup(DATASETS, name, "dataset")
     if name == "digits":
         return _load_digits(spec)
@@ -210,6 +222,13 @@ def load(name: str, data_dir: Path | None = None) -> tuple[Dataset, Dataset]:
     return tfds_data.load_arrays(name, spec, data_dir)
 
 
+def _folder(name: str) -> Path:
+    try:
+        return Path(name.removeprefix("folder:")).expanduser()
+    except RuntimeError as error:  # ~somebody
+        raise UserError(f"The dataset {name!r} is not there: {error}") from error
+
+
 def load_unseen(name: str, data_dir: Path | None = None) -> Dataset:
     """What a network can be tested on that was trained elsewhere: the test split, or all of an unsplit folder.
 
@@ -217,7 +236,7 @@ def load_unseen(name: str, data_dir: Path | None = None) -> Dataset:
         UserError: as `load`.
     """
     _, test = load(name, data_dir)
-    root = Path(name.removeprefix("folder:")).expanduser()
+    root = _folder(name)
     if not name.startswith("folder:") or (root / "train").is_dir():
         return test
     names = list(test.class_names)

@@ -269,6 +269,19 @@ def write(
     with atomic(path) as part:
         # safetensors writes the memory as it lies: a transposed view must be copied first.
         save_file({name: np.asarray(array, order="C") for name, array in tensors.items()}, part, metadata)
+        _sort_metadata(part)
+
+
+def _sort_metadata(file: Path) -> None:
+    """Make equal content equal bytes: safetensors writes its metadata in an order that changes from file to file."""
+    with file.open("r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(encoded) <= size:  # the same fields, in the same format
+            stream.seek(8)
+            stream.write(encoded.ljust(size))
 
 
 def check_destination(path: Path) -> None:

@@ -100,6 +100,17 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def check_absent(path: Path) -> None:
+    """Tell what is missing from what is there and of the wrong kind.
+
+    Raises:
+        DamagedError: something else has that name.
+    """
+    if path.is_symlink() or path.exists():
+        what = "a link to nothing" if not path.exists() else "a folder" if path.is_dir() else "a file"
+        raise DamagedError(f"{path} is damaged: it is {what}.")
+
+
 def write_sums(folder: Path) -> None:
     """Leave in a folder the SHA-256 of every file in it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())

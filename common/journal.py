@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from math import isfinite
 from pathlib import Path
 from time import perf_counter
@@ -16,7 +17,7 @@ from common.arch import Arch
 from common.config import from_dict
 from common.datasets import Dataset, Split
 from common.errors import DamagedError, NonFiniteError, UserError
-from common.files import flush, remove
+from common.files import flush, remove, writing
 from common.pipeline import Batch, batches
 from common.recipes import Recipe
 from common.run import Framework, RunFolder, Scores, changed, package_versions, write_json
@@ -34,6 +35,7 @@ class Progress:
         epoch: that `step` belongs to, counted from 0.
         finished: whether that epoch is, its evaluation included.
         rows: of metrics.jsonl, of that epoch.
+        evaluations: the rows of earlier epochs that are not of training: what the best epoch is chosen by.
         window: sums of the steps since the last of these rows.
         totals: sums of the steps before it, of that epoch.
         digest: of the batches of that epoch so far.
@@ -47,6 +49,7 @@ class Progress:
     epoch: int = 0
     finished: bool = False
     rows: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] | None = None
     window: dict[str, float] = field(default_factory=dict)
     totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("loss", "correct", "count"), 0.0))
     digest: str = ""
@@ -109,14 +112,15 @@ class Journal:
         self.arch, self.checkpoint_every, self.keep = arch, checkpoint_every, keep
         self.stop = Stop()
         self.best: dict[str, tuple[float, int]] = {}
+        self.evaluations: list[dict[str, Any]] = []
         self.progress = Progress.start(self.recipe, arch)  # of the checkpoint that training starts from
 
     def rewind(self) -> None:
         """Drop the rows that were written after `progress`, and say so if other packages wrote that."""
-        self.run.rewind(self.progress.epoch, self.progress.rows)
+        self.run.rewind(self.progress.epoch, self.progress.rows, self.progress.evaluations)
         for row in self.run.metrics():
             if row["split"] != "train":
-                self._compare(row["split"], row["accuracy"], row["epoch"])
+                self._compare(row)
         for package, version in package_versions().items():
             before = self.progress.versions.get(package, version)
             if before != version:
@@ -128,7 +132,10 @@ class Journal:
 
     def set_aside(self, path: Path, error: DamagedError) -> None:
         """Tell of a damaged checkpoint and rename it, so that it is no longer taken for one."""
-        aside = path.rename(path.with_name(path.name + ".damaged"))
+        names = (path.with_name(f"{path.name}.damaged{f'-{number}' if number > 1 else ''}") for number in count(1))
+        aside = next(name for name in names if not (name.exists() or name.is_symlink()))
+        with writing(path):
+            path.rename(aside)
         print(f"warning: {error} It is skipped and kept as {aside.name}.", file=sys.stderr)
 
     def repeat(self, train: Dataset, until: int) -> Iterator[tuple[int, Batch]]:
@@ -155,15 +162,15 @@ class Journal:
         """Write an epoch's evaluations and print its line."""
         for split, score in scores.items():
             numbers = {"loss": score.mean_loss, "accuracy": score.accuracy, "top5": score.top5 / score.count}
-            record.log(step=record.step, epoch=epoch + 1, split=split, **numbers)
-            self._compare(split, score.accuracy, epoch + 1)
+            self._compare(record.log(step=record.step, epoch=epoch + 1, split=split, **numbers))
         record.finished = True
         tested = "  ".join(f"{split} {score.mean_loss:.4f} {score.accuracy:.4f}" for split, score in scores.items())
         print(f"epoch {epoch + 1:3d}/{self.recipe.epochs}  {record.summary()}  {tested}", flush=True)
 
-    def _compare(self, split: Split, accuracy: float, epoch: int) -> None:
-        if accuracy > self.best.get(split, (-1.0, 0))[0]:
-            self.best[split] = (accuracy, epoch)
+    def _compare(self, row: dict[str, Any]) -> None:
+        self.evaluations.append(row)
+        if row["accuracy"] > self.best.get(row["split"], (-1.0, 0))[0]:
+            self.best[row["split"]] = (row["accuracy"], row["epoch"])
 
     def prune(self) -> None:
         """Delete the oldest checkpoints beyond `keep`, but never one of a best epoch."""
@@ -171,7 +178,8 @@ class Journal:
         if self.keep:
             for path in self.run.checkpoints(self.framework)[: -self.keep]:
                 if path not in best:
-                    remove(path)
+                    with writing(path):
+                        remove(path)
 
     def final_epoch(self) -> int:
         """The epoch whose weights are the run's result: the best on the validation split, or the last without one."""
@@ -251,10 +259,11 @@ class EpochRecord:
             raise NonFiniteError(f"the loss is {sums['loss']}", self.step)
         return sums
 
-    def log(self, **row: Any) -> None:
-        """Add a row to the metrics; the epoch's checkpoints carry it too."""
+    def log(self, **row: Any) -> dict[str, Any]:
+        """Add a row to the metrics, and give it back; the epoch's checkpoints carry it too."""
         self.journal.run.log(**row)
         self.rows.append(row)
+        return row
 
     @property
     def due(self) -> bool:
@@ -288,6 +297,7 @@ class EpochRecord:
             self.epoch,
             self.finished,
             self.rows,
+            [row for row in self.journal.evaluations if row["epoch"] <= self.epoch],
             self._read_window(),
             self.totals,
             self.digest,

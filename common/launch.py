@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ from common.errors import UserError
 
 _GRACE = 20.0  # seconds that the others get to end by themselves once a process has failed
 _POLL = 0.1  # seconds
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,9 @@ class Launch:
         """
         started = [
             # A session of its own: Ctrl-C reaches each process once, through this one.
-            subprocess.Popen([sys.executable, "-m", *command], env=environment, start_new_session=True)
+            subprocess.Popen(
+                [sys.executable, "-m", *command], env=environment, start_new_session=True, preexec_fn=_end_with_parent
+            )
             for environment in self.environments()
         ]
 
@@ -107,6 +111,12 @@ class Launch:
         print(f"process {rank} of {self.hosts * self.processes} {how}; the others are ended", file=sys.stderr)
         _end(started)
         return 128 - code if code < 0 else code
+
+
+def _end_with_parent() -> None:
+    """In a new process: get SIGTERM when the launcher is gone, however that ended; Linux alone offers it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _end(started: list[subprocess.Popen[bytes]]) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 BACKGROUND = (255, 255, 255)  # behind what is transparent
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of Pillow's others, EPS is a program to be run
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _LARGEST = 32 << 20  # bytes of a file that are read at once, and of memory that a thread keeps for the next JPEG
 _kept = threading.local()
@@ -43,7 +44,7 @@ def opened(path: Path, channels: int = 3) -> Iterator[Image.Image]:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             yield flatten(_upright(image), channels)
     except Exception as error:  # damaged bytes lead Pillow's decoders to exceptions of any kind
         raise UserError(f"Cannot read the image {path}: {_cause(error)}. Mend or remove it.") from error

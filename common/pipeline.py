@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
-from math import ceil
+from math import ceil, inf
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -234,12 +234,17 @@ def central_square(image: Image.Image, side: int) -> np.ndarray:
     """Resize so that the shorter side has `side` pixels and keep the central square: uint8 (side, side, 3).
 
     The sizes and offsets are those of torchvision's `Resize` and `CenterCrop`.
+
+    Raises:
+        ValueError: it would have more pixels than Pillow opens.
     """
     from PIL import Image
 
     width, height = image.size
     shorter = min(width, height)
     width, height = int(side * width / shorter), int(side * height / shorter)
+    if width * height > (Image.MAX_IMAGE_PIXELS or inf):
+        raise ValueError(f"it is so narrow that it would become {width}x{height} pixels for a shorter side of {side}")
     resized = photos.cut(image, (0, 0, *image.size)).resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - side) / 2), round((height - side) / 2)
     return np.asarray(resized.crop((left, top, left + side, top + side)))

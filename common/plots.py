@@ -21,7 +21,8 @@ def curves(run: RunFolder) -> Path:
 
     rows, manifest = run.metrics(), run.manifest
     figure = Figure(figsize=(12, 3.6), layout="constrained")
-    figure.suptitle(f"{run.recipe.name}: {run.arch.name} in {manifest['framework']} on {manifest['device']}")
+    title = f"{run.recipe.name}: {run.arch.name} in {manifest['framework']} on {manifest['device']}"
+    figure.suptitle(title, parse_math=False)  # a name may hold dollars
     axes = figure.subplots(1, 3)
     last = max(rows, key=lambda row: row["step"])
     steps = last["step"] / last["epoch"]  # in one epoch

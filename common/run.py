@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +20,7 @@ from typing import Any, Literal
 
 from common.arch import Arch
 from common.config import from_dict, read_json, to_dict
+from common.datasets import Dataset, Split
 from common.errors import UserError
 from common.files import PART, atomic, locked, remove, sha256, writing
 from common.recipes import Recipe
@@ -63,14 +65,16 @@ class RunFolder:
         Raises:
             UserError: it exists, or cannot be made.
         """
-        if path.exists():
-            raise UserError(f"{path} exists. Continue that run with --resume, or name another folder with --out.")
         part = path.with_name(path.name + PART)
         try:
+            if path.exists():
+                raise UserError(f"{path} exists. Continue that run with --resume, or name another folder with --out.")
             (part / "checkpoints").mkdir(parents=True, exist_ok=True)
             write_json(part / "recipe.json", to_dict(recipe))
             part.rename(path)
         except OSError as error:
+            with suppress(OSError):
+                remove(part)
             raise UserError(f"Cannot make the run folder {path}: {error.strerror}.") from error
         return cls(path)
 
@@ -138,11 +142,32 @@ class RunFolder:
             UserError: says what to use instead.
         """
         made_by = self._recorded("framework")
+        if made_by not in SUFFIX:
+            raise UserError(f"{self.path / 'manifest.json'} is damaged: its framework is {made_by!r}.")
         if made_by != framework:
             raise UserError(
                 f"{self.path} was trained with {made_by}_impl: use `python -m {made_by}_impl.{command}`, "
                 f"or give its model.safetensors, which both frameworks open."
             )
+
+    def check_manifest(self) -> None:
+        """Find out at once what would fail after an epoch.
+
+        Raises:
+            UserError: names the field that is not as it was written.
+        """
+        manifest, file = self.manifest, self.path / "manifest.json"
+        _ = self.arch, self.class_names
+        given = manifest.get("init_from")
+        whole = {
+            "device": isinstance(manifest.get("device"), str),
+            "batches_sha256": isinstance(manifest.get("batches_sha256", {}), dict),
+            "init_from": given is None
+            or (isinstance(given, dict) and all(isinstance(given.get(key), str) for key in ("path", "sha256"))),
+        }
+        for field, fits in whole.items():
+            if not fits:
+                raise UserError(f"{file} is damaged: it does not say the {field} of the run.")
 
     @property
     def init_from(self) -> Path | None:
@@ -166,7 +191,8 @@ class RunFolder:
             UserError: the run belongs to the other framework.
         """
         self.check_framework(framework)
-        return sorted((self.path / "checkpoints").glob(f"epoch_*{SUFFIX[framework]}"))
+        found = (self.path / "checkpoints").glob(f"epoch_*{SUFFIX[framework]}")
+        return sorted(found, key=lambda path: [int(number) for number in re.findall(r"\d+", path.stem)])
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every row of metrics.jsonl.
@@ -175,15 +201,22 @@ class RunFolder:
             UserError: a line is not a row, with its number.
         """
         file, rows = self.path / "metrics.jsonl", []
-        for number, line in enumerate(file.read_bytes().splitlines() if file.exists() else [], 1):
+        for number, line in enumerate(self._read_metrics().splitlines(), 1):
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{file}, line {number} is not valid JSON: {error}.") from error
-            if not isinstance(row, dict) or not {"step", "epoch", "split"} <= row.keys():
-                raise UserError(f"{file}, line {number} is no row of metrics: it lacks step, epoch or split.")
+            if lacking := _lacking(row):
+                raise UserError(f"{file}, line {number} is no row of metrics: it lacks a proper {lacking}.")
             rows.append(row)
         return rows
+
+    def _read_metrics(self) -> bytes:
+        file = self.path / "metrics.jsonl"
+        try:
+            return file.read_bytes() if file.exists() else b""
+        except OSError as error:
+            raise UserError(f"Cannot read {file}: {error.strerror}.") from error
 
     def log(self, **row: Any) -> None:
         """Append one row to metrics.jsonl.
@@ -195,21 +228,29 @@ class RunFolder:
         with writing(file), file.open("a", encoding="utf-8") as end:
             end.write(json.dumps(row) + "\n")
 
-    def rewind(self, epochs: int, rows: list[dict[str, Any]]) -> None:
+    def rewind(self, epochs: int, rows: list[dict[str, Any]], evaluations: list[dict[str, Any]] | None = None) -> None:
         """Put metrics.jsonl back to where a checkpoint was written.
 
         Args:
             epochs: whose rows stay.
             rows: of the epoch after them, which the checkpoint carries.
+            evaluations: the rows of `epochs` that are not of training, which it carries too; None: those that stay.
         """
         self._drop_cut_line()
         kept = [row for row in self.metrics() if row["epoch"] <= epochs]
+        if evaluations is not None:
+            trained = [row for row in kept if row["split"] == "train"]
+            steps = {row["step"] for row in trained}
+            if gone := sorted({row["epoch"] for row in evaluations if row["step"] not in steps}):
+                said = f"epoch {gone[0]}" + (f" and {len(gone) - 1} more" if len(gone) > 1 else "")
+                print(f"warning: {self.path / 'metrics.jsonl'} has lost training rows of {said}", file=sys.stderr)
+            kept = sorted([*trained, *evaluations], key=lambda row: row["step"])  # stable: training comes first
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in [*kept, *rows]))
 
     def _drop_cut_line(self) -> None:
         """Take away a last line that was not finished, saying so."""
         file = self.path / "metrics.jsonl"
-        whole, newline, cut = file.read_bytes().rpartition(b"\n") if file.exists() else (b"", b"", b"")
+        whole, newline, cut = self._read_metrics().rpartition(b"\n")
         if cut:
             print(f"note: the last line of {file} was cut off; it is dropped", file=sys.stderr)
             with atomic(file) as part:
@@ -218,7 +259,18 @@ class RunFolder:
     def clear_parts(self) -> None:
         """Delete what a killed process left half written."""
         for part in (*self.path.glob(f"*{PART}*"), *(self.path / "checkpoints").glob(f"*{PART}*")):
-            remove(part)
+            with writing(part):
+                remove(part)
+
+
+def _lacking(row: Any) -> str:
+    """The field that a row of metrics must have and has not, or not of its type."""
+    if not isinstance(row, dict):
+        return "step"
+    types: dict[str, Any] = {"step": int, "epoch": int, "split": str}
+    if row.get("split") != "train":
+        types["accuracy"] = (int, float)
+    return next((name for name, kind in types.items() if not isinstance(row.get(name), kind)), "")
 
 
 def default_folder(recipe: Recipe, framework: Framework) -> Path:
@@ -241,10 +293,12 @@ def open_or_create(path: Path, recipe: Recipe, framework: Framework, *, resume: 
     """
     if not resume:
         run = RunFolder.create(path, recipe)
-    elif not (path / "recipe.json").is_file():
-        raise UserError(f"{path} is not a run folder: nothing to resume. Name the folder itself with --out.")
     else:
-        run = RunFolder(path)
+        run, found = RunFolder(path), False
+        with suppress(OSError):  # a name that is too long, and others that no file can have
+            found = (path / "recipe.json").is_file()
+        if not found:
+            raise UserError(f"{path} is not a run folder: nothing to resume. Name the folder itself with --out.")
     with locked(path):
         if resume:
             _check_resumable(run, recipe, framework)
@@ -257,6 +311,7 @@ def _check_resumable(run: RunFolder, recipe: Recipe, framework: Framework) -> No
     path, before = run.path, run.recipe
     if (path / "manifest.json").exists():  # else the run was killed before it began
         run.check_framework(framework, "train")
+        run.check_manifest()
     if recipe.epochs < before.epochs:
         raise UserError(f"{path} is a run of {before.epochs} epochs: a resumed run cannot have {recipe.epochs}.")
     if recipe.schedule.name == "cosine" and recipe.epochs != before.epochs:
@@ -279,9 +334,16 @@ def write_manifest(
     arch: Arch,
     class_names: tuple[str, ...],
     init_from: Path | None = None,
+    data: Mapping[Split, Dataset] | None = None,
 ) -> None:
-    """Record what the run's numbers depend on besides the recipe; a resumed run keeps what it recorded first."""
+    """Record what the run's numbers depend on besides the recipe; a resumed run keeps what it recorded first.
+
+    Raises:
+        UserError: a resumed run's `data`, by split, is not what it began with.
+    """
+    prints = {split: {"examples": len(part), "sha256": part.fingerprint()} for split, part in (data or {}).items()}
     if (run.path / "manifest.json").exists():
+        _check_data(run, prints, class_names)
         return
     write_json(
         run.path / "manifest.json",
@@ -296,10 +358,28 @@ def write_manifest(
             "platform": platform.platform(),
             "versions": package_versions(),
             "class_names": class_names,
+            "data": prints,
             "arch": to_dict(arch),
             "init_from": {"path": str(init_from.absolute()), "sha256": sha256(init_from)} if init_from else None,
         },
     )
+
+
+def _check_data(run: RunFolder, prints: Mapping[Split, dict[str, Any]], class_names: Sequence[str]) -> None:
+    what = ""
+    if run.class_names != list(class_names):
+        what = f"the classes {', '.join(run.class_names[:5])}, and there are {', '.join(class_names[:5])} now"
+    before = run.manifest.get("data")
+    for split, now in prints.items():
+        was = before.get(split) if isinstance(before, dict) else now  # an older run did not record it
+        if was != now and not what:
+            count = was.get("examples") if isinstance(was, dict) else 0
+            changed = (
+                f", and there are {now['examples']} now" if count != now["examples"] else ", but not the same ones"
+            )
+            what = f"{count} {split} images{changed}"
+    if what:
+        raise UserError(f"{run.path} began with {what}: a resumed run needs the same data.")
 
 
 def write_json(path: Path, value: Any) -> None:

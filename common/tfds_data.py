@@ -31,6 +31,7 @@ from tensorflow_datasets.core.utils import lazy_imports_utils
 from common.arch import Size
 from common.datasets import DATASETS, Dataset, DatasetSpec, Photographs, Split, read_in_chunks, whole
 from common.errors import UserError, lookup
+from common.photos import FORMATS
 
 ARCHIVES = {"imagenet2012": ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")}
 ARCHIVES_FROM = "https://image-net.org/download-images"
@@ -146,7 +147,7 @@ class _Records:
             ) from error
 
     def _decode(self, record: dict[str, Any]) -> tuple[Image.Image, int]:
-        image: Image.Image = Image.open(io.BytesIO(record["image"]))
+        image: Image.Image = Image.open(io.BytesIO(record["image"]), formats=FORMATS)
         mode = "L" if self.image and self.image[2] == 1 else "RGB"
         if self.image and (image.height, image.width) != self.image[:2]:
             raise ValueError(f"it has {image.height}x{image.width} pixels")
@@ -346,7 +347,7 @@ def _open_file(path: str | os.PathLike[str], mode: str = "r") -> IO[Any]:
 def _rgb_jpeg(encoded: bytes) -> bytes:
     """Any image as an RGB JPEG of quality 100."""
     stream = io.BytesIO()
-    with Image.open(io.BytesIO(encoded)) as image:
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
         image.convert("RGB").save(stream, "JPEG", quality=100)
     return stream.getvalue()
 

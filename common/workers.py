@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from unittest import mock
 
 from common.errors import UserError
+from common.stopping import SIGNALS
 
 T = TypeVar("T")
 _AHEAD = 8  # more than Grain reads ahead in each process
@@ -44,7 +45,12 @@ def read(read: Callable[[int], T], steps: range, workers: int) -> Iterator[T]:
             mock.patch.object(sys.modules["__main__"], "__spec__", __spec__),  # what the processes import
             mock.patch.object(grain.multiprocessing.SharedMemoryArray, "enable_async_del"),  # too late at an exit
         ):
-            kind, attributes = _next(results)
+            # Ctrl-C reaches all processes of a terminal: new ones are deaf to it from the start, and this one waits.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            try:
+                kind, attributes = _next(results)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         yield kind(**attributes)
         for _ in steps[1:]:
             kind, attributes = _next(results)
@@ -85,7 +91,7 @@ def _next(results: Iterator[Any]) -> Any:
 
 def _settle(index: int, count: int) -> None:
     """In a worker: leave stopping to the parent, and do not outlive it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     Thread(target=_end_with_parent, daemon=True).start()
 

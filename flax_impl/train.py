@@ -247,13 +247,15 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path | None:
     state, fresh = (state, None) if options.resume else start_weights(state, arch, options.init_from)
     out = options.out or default_folder(recipe, "flax")
     with open_or_create(out, recipe, "flax", resume=options.resume) as run:
-        write_manifest(run, "flax", world.describe(describe(device)), arch, train.class_names, options.init_from)
+        about = world.describe(describe(device))
+        data = {"train": train, **splits}
+        write_manifest(run, "flax", about, arch, train.class_names, options.init_from, data)
         journal = Journal(run, "flax", arch, steps, options.log_every, options.checkpoint_every, options.keep)
         if options.resume:
             state, fresh = restore(state, journal)
             journal.rewind()
         state, _ = share(state, world, journal.progress.epochs)
-        cli.announce(journal, world.describe(describe(device)), train, splits, fresh)
+        cli.announce(journal, about, train, splits, fresh)
         try:
             train_epochs(state, world, train, splits, journal)
         except (NonFiniteError, RuntimeError, MemoryError) as error:
@@ -263,8 +265,8 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path | None:
                 raise UserError(fault) from error
             raise
         best = checkpoint.load_variables(run.checkpoint(journal.final_epoch(), "flax"), arch, recipe.param_dtype)
-        about = {"class_names": train.class_names, "preprocess": recipe.preprocess}
-        convert.save(run.path / "model.safetensors", best, arch, recipe.epochs * steps, **about)
+        said = {"class_names": train.class_names, "preprocess": recipe.preprocess}
+        convert.save(run.path / "model.safetensors", best, arch, recipe.epochs * steps, **said)
         journal.close(peak_memory(device))
     leave(world)
     return run.path
@@ -298,8 +300,8 @@ def train_epochs(
                 for split, data in splits.items()
             }
             journal.scores(epoch, scores, record)
-            plots.curves(journal.run)
             checkpoint.save(record.path, state, record.progress())
+            plots.curves(journal.run)
             record.saved()
 
 

@@ -110,7 +110,9 @@ def differences(path: Path, other: Path) -> list[str]:
     (ours, about), (theirs, about_theirs) = (exchange.read(each / "model.safetensors") for each in (path, other))
     if about != about_theirs or ours.keys() != theirs.keys():
         return [*found, "the names or metadata of model.safetensors"]
-    return found + [name for name in theirs if not np.array_equal(ours[name], theirs[name])]
+    found += [name for name in theirs if not np.array_equal(ours[name], theirs[name])]
+    files = [(each / "model.safetensors").read_bytes() for each in (path, other)]
+    return found or ([] if files[0] == files[1] else ["the bytes of model.safetensors"])
 
 
 def run(soak: Soak, out: Path) -> dict[str, Any]:

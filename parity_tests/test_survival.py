@@ -203,6 +203,39 @@ def test_a_damaged_checkpoint_is_named_and_skipped(
 
 
 @both
+def test_a_newest_checkpoint_of_the_wrong_kind_is_skipped(
+    framework: Framework, calm: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """A folder for a file, a file for a folder; and where one was set aside before, the name is not taken again."""
+    path = shutil.copytree(calm(framework), tmp_path / "run")
+    newest = path / "checkpoints" / f"epoch_0002{SUFFIX[framework]}"
+    newest.rename(newest.with_name(f"{newest.name}.damaged"))
+    if framework == "torch":
+        newest.mkdir()
+    else:
+        newest.touch()
+    code, said = train(framework, path, "--resume", "--log-every", 3)
+    assert code == 0, said
+    assert f"warning: {newest} is damaged: it is a fi" in said or f"warning: {newest} is damaged: it is a fo" in said
+    assert f"It is skipped and kept as {newest.name}.damaged-2" in said
+    assert_same_run(path, calm(framework))
+
+
+@both
+def test_lost_rows_do_not_choose_another_epoch(
+    framework: Framework, calm: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Evaluations come back from the checkpoint, and what else is lost is said."""
+    path = shutil.copytree(calm(framework), tmp_path / "run")
+    rows = RunFolder(path).metrics()
+    (path / "metrics.jsonl").unlink()
+    code, said = train(framework, path, "--resume", "--log-every", 3, "--epochs", EPOCHS + 1)
+    assert code == 0, said
+    assert f"warning: {path}/metrics.jsonl has lost training rows of epoch 1\n" in said
+    assert RunFolder(path).metrics()[: len(rows) - 2] == [row for row in rows if row["epoch"] > 1 or "lr" not in row]
+
+
+@both
 def test_keep_prunes_all_but_the_newest_and_the_best(
     framework: Framework, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

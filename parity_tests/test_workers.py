@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -154,6 +155,15 @@ def test_a_worker_loads_no_framework_and_a_dead_one_is_an_error() -> None:
     with pytest.raises(UserError, match=r"process that reads images died.*--workers 0"):
         list(results)
     assert not [child for child in psutil.Process().children() if child.pid in {result.pid for result in seen}]
+
+
+def test_workers_are_deaf_to_signals_from_their_start() -> None:
+    """A terminal's Ctrl-C reaches them while they import, too; this process hears it as before."""
+    with closing(workers.read(lambda step: SimpleNamespace(pid=os.getpid()), range(100), 2)) as results:  # type: ignore[type-var]
+        status = Path(f"/proc/{next(results).pid}/status").read_text()
+    blocked = int(status.partition("SigBlk:")[2].split()[0], 16)
+    assert all(blocked & 1 << number - 1 for number in (signal.SIGINT, signal.SIGTERM))
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGINT, signal.SIGTERM}
 
 
 def test_without_grain_the_sentence_says_what_to_do(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import ZipFile
+from zipfile import ZIP_STORED, ZipFile
 
 import torch
 
 from common.arch import Arch
 from common.config import to_dict
 from common.errors import DamagedError, NonFiniteError, UserError, first_line
-from common.files import atomic
+from common.files import atomic, check_absent
 from common.journal import Journal, Progress
 from torch_impl import weights
 from torch_impl.model import AlexNet, LeNet, build
@@ -59,8 +59,8 @@ def load(path: Path, state: TrainState) -> Progress:
         state.optimizer.load_state_dict(content["optimizer"])
         state.schedule.load_state_dict(content["schedule"])
         state.scaler.load_state_dict(content["scaler"])
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise UserError(f"{path} is not a checkpoint of this recipe: {error}.") from error
+    except Exception as error:  # of any kind, from what a whole file of another origin may hold
+        raise UserError(f"{path} is not a checkpoint of this recipe: {first_line(error)}.") from error
     state.step = progress.step
     return progress
 
@@ -78,8 +78,8 @@ def load_model(path: Path, arch: Arch, precision: str = "float32") -> AlexNet | 
     content = _read(path)
     try:
         model.to(next(iter(content["model"].values())).dtype).load_state_dict(content["model"])
-    except (KeyError, RuntimeError) as error:
-        raise UserError(f"{path} is not a checkpoint of {arch.name}: {error}.") from error
+    except Exception as error:  # as above
+        raise UserError(f"{path} is not a checkpoint of {arch.name}: {first_line(error)}.") from error
     return model
 
 
@@ -99,9 +99,12 @@ def load_newest(journal: Journal, state: TrainState) -> Progress | None:
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
+        check_absent(path)
         raise UserError(f"There is no checkpoint {path}.")
     try:
         with ZipFile(path) as archive:
+            if packed := [entry.filename for entry in archive.infolist() if entry.compress_type != ZIP_STORED]:
+                raise DamagedError(f"{path} is no checkpoint: {packed[0]} in it is compressed, which no tensor is.")
             if damaged := archive.testzip():  # which torch.load does not look for
                 raise DamagedError(f"{path} is damaged: the checksum of {damaged} is wrong.")
         content = torch.load(path, map_location="cpu", weights_only=True)

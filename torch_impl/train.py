@@ -209,13 +209,15 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path | None:
     fresh = None if options.resume else start_weights(state, arch, options.init_from)
     out = options.out or default_folder(recipe, "torch")
     with open_or_create(out, recipe, "torch", resume=options.resume) as run:
-        write_manifest(run, "torch", world.describe(describe(device)), arch, train.class_names, options.init_from)
+        about = world.describe(describe(device))
+        data = {"train": train, **splits}
+        write_manifest(run, "torch", about, arch, train.class_names, options.init_from, data)
         journal = Journal(run, "torch", arch, steps, options.log_every, options.checkpoint_every, options.keep)
         if options.resume:
             fresh = restore(state, journal)
             journal.rewind()
         share(state, world, journal.progress.epochs)
-        cli.announce(journal, world.describe(describe(device)), train, splits, fresh)
+        cli.announce(journal, about, train, splits, fresh)
         try:
             train_epochs(state, train, splits, journal)
         except (NonFiniteError, RuntimeError, MemoryError) as error:
@@ -225,8 +227,8 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path | None:
                 raise UserError(fault) from error
             raise
         best = checkpoint.load_model(run.checkpoint(journal.final_epoch(), "torch"), arch)
-        about = {"class_names": train.class_names, "preprocess": recipe.preprocess}
-        weights.save(run.path / "model.safetensors", best, arch, recipe.epochs * steps, **about)
+        said = {"class_names": train.class_names, "preprocess": recipe.preprocess}
+        weights.save(run.path / "model.safetensors", best, arch, recipe.epochs * steps, **said)
         journal.close(peak_memory(device))
     leave(world)
     return run.path
@@ -252,8 +254,8 @@ def train_epochs(
                         record.saved()
             scores = {split: evaluate(state.model, data, recipe, world=world) for split, data in splits.items()}
             journal.scores(epoch, scores, record)
-            plots.curves(journal.run)
             checkpoint.save(record.path, state, record.progress())
+            plots.curves(journal.run)
             record.saved()
 
 

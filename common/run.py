@@ -366,20 +366,19 @@ def write_manifest(
 
 
 def _check_data(run: RunFolder, prints: Mapping[Split, dict[str, Any]], class_names: Sequence[str]) -> None:
-    what = ""
+    """Hold the data to what the manifest says of it; older runs' say nothing but the names of the classes."""
+    found = []
     if run.class_names != list(class_names):
-        what = f"the classes {', '.join(run.class_names[:5])}, and there are {', '.join(class_names[:5])} now"
-    before = run.manifest.get("data")
-    for split, now in prints.items():
-        was = before.get(split) if isinstance(before, dict) else now  # an older run did not record it
-        if was != now and not what:
-            count = was.get("examples") if isinstance(was, dict) else 0
-            changed = (
-                f", and there are {now['examples']} now" if count != now["examples"] else ", but not the same ones"
-            )
-            what = f"{count} {split} images{changed}"
-    if what:
-        raise UserError(f"{run.path} began with {what}: a resumed run needs the same data.")
+        found.append(f"the classes {', '.join(run.class_names[:5])}, and there are {', '.join(class_names[:5])} now")
+    recorded: Any = run.manifest.get("data")
+    for split, now in prints.items() if isinstance(recorded, dict) else ():
+        before = recorded[split] if isinstance(recorded.get(split), dict) else {}
+        if before.get("examples") != now["examples"]:
+            found.append(f"{before.get('examples')} {split} images, and there are {now['examples']} now")
+        elif before.get("sha256") != now["sha256"]:
+            found.append(f"{now['examples']} {split} images, but not the same ones")
+    if found:
+        raise UserError(f"{run.path} began with {found[0]}: a resumed run needs the same data.")
 
 
 def write_json(path: Path, value: Any) -> None:

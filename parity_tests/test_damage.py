@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from common.arch import ARCHS
 from common.config import from_dict, to_dict
 from common.datasets import Arrays
 from common.errors import DamagedError, UserError
+from common.journal import Journal
 from common.photos import open_image, opened
 from common.pipeline import central_square
 from common.recipes import Recipe, get_recipe
@@ -87,6 +89,21 @@ def test_metrics_that_are_a_folder(run: RunFolder) -> None:
     (run.path / "metrics.jsonl").mkdir()
     with pytest.raises(UserError, match=r"Cannot read .*metrics\.jsonl: Is a directory"):
         run.rewind(1, [])
+
+
+def test_what_cannot_be_deleted_is_named(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    (run.path / "metrics.jsonl.part").touch()
+    for number in (1, 2):
+        (run.path / "checkpoints" / f"epoch_000{number}.pt").touch()
+    monkeypatch.setattr("common.run.remove", refuse)
+    monkeypatch.setattr("common.journal.remove", refuse)
+    with pytest.raises(UserError, match=r"Cannot write .*metrics\.jsonl\.part: Read-only file system"):
+        run.clear_parts()
+    with pytest.raises(UserError, match=r"Cannot write .*epoch_0001\.pt: Read-only file system"):
+        Journal(run, "torch", ARCHS["alexnet_cifar"], 23, 10, keep=1).prune()
 
 
 def test_a_resumed_run_needs_the_same_data(run: RunFolder) -> None:

@@ -123,9 +123,9 @@ def throughput(size: tuple[int, int], count: int) -> dict[str, Any]:
             "images_per_core_second": round(median(core)),
             "rounds_per_core_second": [round(rate) for rate in core],
         }
-    for ours, theirs in product(("ours, workers", "ours, threads"), ("torchvision, uint8", "torchvision, float32")):
-        ratios = [a[1] / b[1] for a, b in zip(found[ours], found[theirs], strict=True)]
-        result[f"{ours} to {theirs}"] = round(median(ratios), 3)
+    for own, other in product(("ours, workers", "ours, threads"), ("torchvision, uint8", "torchvision, float32")):
+        ratios = [a[1] / b[1] for a, b in zip(found[own], found[other], strict=True)]
+        result[f"{own} to {other}"] = round(median(ratios), 3)
     return result
 
 

@@ -116,12 +116,8 @@ class Photographs:
                 return view(example, image), label
 
         over = map if self.threads == 1 else self._pool.map
-        images, labels = np.empty(0, np.uint8), np.empty(len(ids), np.int32)
-        for place, (image, labels[place]) in enumerate(over(decode, ids.tolist())):
-            if not place:
-                images = np.empty((len(ids), *image.shape), np.uint8)
-            images[place] = image
-        return images, labels
+        images, labels = zip(*over(decode, ids.tolist()), strict=True)
+        return np.stack(images), np.array(labels, np.int32)
 
 
 @dataclass(frozen=True)
@@ -168,13 +164,17 @@ class Dataset:
     @property
     def files(self) -> list[str]:
         """The path of each example, where they are files; else nothing."""
-        source = self.source.source if isinstance(self.source, Relabelled) else self.source
+        source = self._stored
         return [source.files[i] for i in self.ids] if isinstance(source, Photographs) and source.files else []
+
+    @property
+    def _stored(self) -> Source:
+        return self.source.source if isinstance(self.source, Relabelled) else self.source
 
     def fingerprint(self) -> str:
         """A hash of which examples these are, as far as that is known without reading them: names and labels."""
         digest = hashlib.sha256("\0".join(self.class_names).encode(errors="surrogateescape"))
-        source = self.source.source if isinstance(self.source, Relabelled) else self.source
+        source = self._stored
         digest.update(self.ids.astype("<i8").tobytes())
         if isinstance(source, Arrays):
             digest.update(source.labels.astype("<i4").tobytes())

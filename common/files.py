@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 
 from common.errors import DamagedError, UserError
@@ -100,15 +101,18 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def check_absent(path: Path) -> None:
-    """Tell what is missing from what is there and of the wrong kind.
+def missing(path: Path) -> UserError:
+    """The error of a checkpoint that is not there: a `DamagedError` where something of another kind has its name."""
+    if not (path.is_symlink() or path.exists()):
+        return UserError(f"There is no checkpoint {path}.")
+    what = "a link to nothing" if not path.exists() else "a folder" if path.is_dir() else "a file"
+    return DamagedError(f"{path} is damaged: it is {what}.")
 
-    Raises:
-        DamagedError: something else has that name.
-    """
-    if path.is_symlink() or path.exists():
-        what = "a link to nothing" if not path.exists() else "a folder" if path.is_dir() else "a file"
-        raise DamagedError(f"{path} is damaged: it is {what}.")
+
+def unused(path: Path) -> Path:
+    """This path if nothing has it, else the first of PATH-2, PATH-3 and so on that nothing has."""
+    names = chain([path], (path.with_name(f"{path.name}-{number}") for number in count(2)))
+    return next(name for name in names if not (name.exists() or name.is_symlink()))
 
 
 def write_sums(folder: Path) -> None:

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import count
 from math import isfinite
 from pathlib import Path
 from time import perf_counter
@@ -17,7 +16,7 @@ from common.arch import Arch
 from common.config import from_dict
 from common.datasets import Dataset, Split
 from common.errors import DamagedError, NonFiniteError, UserError
-from common.files import flush, remove, writing
+from common.files import flush, remove, unused, writing
 from common.pipeline import Batch, batches
 from common.recipes import Recipe
 from common.run import Framework, RunFolder, Scores, changed, package_versions, write_json
@@ -111,16 +110,13 @@ class Journal:
         self.run, self.framework, self.recipe, self.steps, self.log_every = run, framework, run.recipe, steps, log_every
         self.arch, self.checkpoint_every, self.keep = arch, checkpoint_every, keep
         self.stop = Stop()
-        self.best: dict[str, tuple[float, int]] = {}
-        self.evaluations: list[dict[str, Any]] = []
+        self.evaluations: list[dict[str, Any]] = []  # the rows that are not of training
         self.progress = Progress.start(self.recipe, arch)  # of the checkpoint that training starts from
 
     def rewind(self) -> None:
         """Drop the rows that were written after `progress`, and say so if other packages wrote that."""
         self.run.rewind(self.progress.epoch, self.progress.rows, self.progress.evaluations)
-        for row in self.run.metrics():
-            if row["split"] != "train":
-                self._compare(row)
+        self.evaluations = [row for row in self.run.metrics() if row["split"] != "train"]
         for package, version in package_versions().items():
             before = self.progress.versions.get(package, version)
             if before != version:
@@ -132,8 +128,7 @@ class Journal:
 
     def set_aside(self, path: Path, error: DamagedError) -> None:
         """Tell of a damaged checkpoint and rename it, so that it is no longer taken for one."""
-        names = (path.with_name(f"{path.name}.damaged{f'-{number}' if number > 1 else ''}") for number in count(1))
-        aside = next(name for name in names if not (name.exists() or name.is_symlink()))
+        aside = unused(path.with_name(f"{path.name}.damaged"))
         with writing(path):
             path.rename(aside)
         print(f"warning: {error} It is skipped and kept as {aside.name}.", file=sys.stderr)
@@ -162,15 +157,19 @@ class Journal:
         """Write an epoch's evaluations and print its line."""
         for split, score in scores.items():
             numbers = {"loss": score.mean_loss, "accuracy": score.accuracy, "top5": score.top5 / score.count}
-            self._compare(record.log(step=record.step, epoch=epoch + 1, split=split, **numbers))
+            self.evaluations.append(record.log(step=record.step, epoch=epoch + 1, split=split, **numbers))
         record.finished = True
         tested = "  ".join(f"{split} {score.mean_loss:.4f} {score.accuracy:.4f}" for split, score in scores.items())
         print(f"epoch {epoch + 1:3d}/{self.recipe.epochs}  {record.summary()}  {tested}", flush=True)
 
-    def _compare(self, row: dict[str, Any]) -> None:
-        self.evaluations.append(row)
-        if row["accuracy"] > self.best.get(row["split"], (-1.0, 0))[0]:
-            self.best[row["split"]] = (row["accuracy"], row["epoch"])
+    @property
+    def best(self) -> dict[str, tuple[float, int]]:
+        """The highest accuracy on each split, and the first epoch that had it."""
+        found: dict[str, tuple[float, int]] = {}
+        for row in self.evaluations:
+            if row["accuracy"] > found.get(row["split"], (-1.0, 0))[0]:
+                found[row["split"]] = (row["accuracy"], row["epoch"])
+        return found
 
     def prune(self) -> None:
         """Delete the oldest checkpoints beyond `keep`, but never one of a best epoch."""

@@ -22,7 +22,7 @@ from common.arch import Arch
 from common.config import from_dict, read_json, to_dict
 from common.datasets import Dataset, Split
 from common.errors import UserError
-from common.files import PART, atomic, locked, remove, sha256, writing
+from common.files import PART, atomic, locked, remove, sha256, unused, writing
 from common.recipes import Recipe
 
 Framework = Literal["torch", "flax"]
@@ -275,12 +275,7 @@ def _lacking(row: Any) -> str:
 
 def default_folder(recipe: Recipe, framework: Framework) -> Path:
     """A folder below `runs` that does not exist yet: recipe, framework and time."""
-    stem = Path("runs") / f"{recipe.name}-{framework}-{datetime.now():%Y%m%d-%H%M%S}"
-    path, number = stem, 1
-    while path.exists():
-        number += 1
-        path = stem.with_name(f"{stem.name}-{number}")
-    return path
+    return unused(Path("runs") / f"{recipe.name}-{framework}-{datetime.now():%Y%m%d-%H%M%S}")
 
 
 @contextmanager
@@ -378,7 +373,7 @@ def _check_data(run: RunFolder, prints: Mapping[Split, dict[str, Any]], class_na
         elif before.get("sha256") != now["sha256"]:
             found.append(f"{now['examples']} {split} images, but not the same ones")
     if found:
-        raise UserError(f"{run.path} began with {found[0]}: a resumed run needs the same data.")
+        raise UserError(f"{run.path} began with {'; '.join(found)}: a resumed run needs the same data.")
 
 
 def write_json(path: Path, value: Any) -> None:

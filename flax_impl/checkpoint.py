@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from common.arch import Arch
 from common.config import to_dict
 from common.errors import DamagedError, NonFiniteError, UserError, first_line
-from common.files import atomic, check_absent, check_sums, write_sums
+from common.files import atomic, check_sums, missing, write_sums
 from common.initializers import get_init
 from common.journal import Journal, Progress
 from flax_impl import convert
@@ -111,8 +111,7 @@ def _like(target: Any) -> ocp.args.StandardRestore:
 
 def _read(path: Path, **parts: Any) -> dict[str, Any]:
     if not path.is_dir():
-        check_absent(path)
-        raise UserError(f"There is no checkpoint {path}.")
+        raise missing(path)
     check_sums(path)  # which orbax does not look for
     try:
         return _restore(path, **parts)

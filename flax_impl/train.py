@@ -247,15 +247,15 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path | None:
     state, fresh = (state, None) if options.resume else start_weights(state, arch, options.init_from)
     out = options.out or default_folder(recipe, "flax")
     with open_or_create(out, recipe, "flax", resume=options.resume) as run:
-        about = world.describe(describe(device))
+        place = world.describe(describe(device))
         data = {"train": train, **splits}
-        write_manifest(run, "flax", about, arch, train.class_names, options.init_from, data)
+        write_manifest(run, "flax", place, arch, train.class_names, options.init_from, data)
         journal = Journal(run, "flax", arch, steps, options.log_every, options.checkpoint_every, options.keep)
         if options.resume:
             state, fresh = restore(state, journal)
             journal.rewind()
         state, _ = share(state, world, journal.progress.epochs)
-        cli.announce(journal, about, train, splits, fresh)
+        cli.announce(journal, place, train, splits, fresh)
         try:
             train_epochs(state, world, train, splits, journal)
         except (NonFiniteError, RuntimeError, MemoryError) as error:
@@ -265,8 +265,8 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path | None:
                 raise UserError(fault) from error
             raise
         best = checkpoint.load_variables(run.checkpoint(journal.final_epoch(), "flax"), arch, recipe.param_dtype)
-        said = {"class_names": train.class_names, "preprocess": recipe.preprocess}
-        convert.save(run.path / "model.safetensors", best, arch, recipe.epochs * steps, **said)
+        about = {"class_names": train.class_names, "preprocess": recipe.preprocess}
+        convert.save(run.path / "model.safetensors", best, arch, recipe.epochs * steps, **about)
         journal.close(peak_memory(device))
     leave(world)
     return run.path

@@ -12,7 +12,7 @@ import torch
 from common.arch import Arch
 from common.config import to_dict
 from common.errors import DamagedError, NonFiniteError, UserError, first_line
-from common.files import atomic, check_absent
+from common.files import atomic, missing
 from common.journal import Journal, Progress
 from torch_impl import weights
 from torch_impl.model import AlexNet, LeNet, build
@@ -99,8 +99,7 @@ def load_newest(journal: Journal, state: TrainState) -> Progress | None:
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        check_absent(path)
-        raise UserError(f"There is no checkpoint {path}.")
+        raise missing(path)
     try:
         with ZipFile(path) as archive:
             if packed := [entry.filename for entry in archive.infolist() if entry.compress_type != ZIP_STORED]:

@@ -209,15 +209,15 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path | None:
     fresh = None if options.resume else start_weights(state, arch, options.init_from)
     out = options.out or default_folder(recipe, "torch")
     with open_or_create(out, recipe, "torch", resume=options.resume) as run:
-        about = world.describe(describe(device))
+        place = world.describe(describe(device))
         data = {"train": train, **splits}
-        write_manifest(run, "torch", about, arch, train.class_names, options.init_from, data)
+        write_manifest(run, "torch", place, arch, train.class_names, options.init_from, data)
         journal = Journal(run, "torch", arch, steps, options.log_every, options.checkpoint_every, options.keep)
         if options.resume:
             fresh = restore(state, journal)
             journal.rewind()
         share(state, world, journal.progress.epochs)
-        cli.announce(journal, about, train, splits, fresh)
+        cli.announce(journal, place, train, splits, fresh)
         try:
             train_epochs(state, train, splits, journal)
         except (NonFiniteError, RuntimeError, MemoryError) as error:
@@ -227,8 +227,8 @@ def fit(recipe: Recipe, options: cli.TrainOptions) -> Path | None:
                 raise UserError(fault) from error
             raise
         best = checkpoint.load_model(run.checkpoint(journal.final_epoch(), "torch"), arch)
-        said = {"class_names": train.class_names, "preprocess": recipe.preprocess}
-        weights.save(run.path / "model.safetensors", best, arch, recipe.epochs * steps, **said)
+        about = {"class_names": train.class_names, "preprocess": recipe.preprocess}
+        weights.save(run.path / "model.safetensors", best, arch, recipe.epochs * steps, **about)
         journal.close(peak_memory(device))
     leave(world)
     return run.path

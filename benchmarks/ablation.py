@@ -17,12 +17,13 @@ from typing import Annotated, Any
 
 import tyro
 
-from common.arch import ABLATIONS
-from common.cli import guard
-from common.recipes import get_recipe
-from common.run import Framework, RunFolder, write_json, write_text
-
-RESULTS = Path(__file__).parent / "results"
+from common.arch.zoo import ABLATIONS
+from common.commands.shell import guard
+from common.frameworks import Framework
+from common.recipes.zoo import get_recipe
+from common.runs.files import write_json, write_text
+from common.runs.folder import RunFolder
+from parity_tests.results import RESULTS
 
 # The techniques of the recipe, one at a time, beside the networks of `ABLATIONS`.
 TECHNIQUES: dict[str, tuple[str, ...]] = {

@@ -17,15 +17,19 @@ from statistics import mean, stdev
 from time import perf_counter
 from typing import Any
 
-from benchmarks.bench import ENVIRONMENT, RESULTS, ROOT
+from benchmarks.bench import ENVIRONMENT, ROOT
 from benchmarks.packed import load
 from benchmarks.settings import Device
-from common.arch import Arch
-from common.cli import guard
-from common.datasets import Dataset
-from common.pipeline import batches, steps_per_epoch
-from common.recipes import RECIPES, Recipe
-from common.run import Framework, package_versions, write_json
+from common.arch.spec import Arch
+from common.commands.shell import guard
+from common.data.dataset import Dataset
+from common.data.pipeline import steps_per_epoch
+from common.frameworks import Framework
+from common.recipes.spec import Recipe
+from common.recipes.zoo import RECIPES
+from common.runs.files import write_json
+from common.system import package_versions
+from parity_tests.results import RESULTS
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Run:
     def compile(self, test: Dataset) -> float:
         """Meet every shape once, in training and evaluation; returns the seconds."""
         started = perf_counter()
-        inputs = [inputs for _, inputs in self.feed(batches(self.train, self.recipe, 0, train=True))]
+        inputs = [inputs for _, inputs in self.feed(0, train=True)]
         self.warm_up([inputs[0], inputs[-1]])
         self.accuracy(test)
         return perf_counter() - started
@@ -88,7 +92,7 @@ class Run:
     def epoch(self, number: int) -> float:
         """Train one epoch, counted from 0; returns the seconds."""
         started = perf_counter()
-        self.train_on(inputs for _, inputs in self.feed(batches(self.train, self.recipe, number, train=True)))
+        self.train_on(inputs for _, inputs in self.feed(number, train=True))
         return perf_counter() - started
 
 
@@ -99,16 +103,17 @@ class TorchRun(Run):
         import torch
 
         from torch_impl import device as places
-        from torch_impl import train
+        from torch_impl import feed, state, train
 
         torch._dynamo.reset()  # it compiles so many versions of a function and no more, other runs' included
         place = places.pick_device(device)
         self.train_step = train.train_step
-        self.state = train.init_state(self.recipe, arch, self.steps, place, compiled=device == "gpu")
-        return places.Feed(self.train, place)
+        self.state = state.init_state(self.recipe, arch, self.steps, place, compiled=device == "gpu")
+        self.feeds = feed.feeds
+        return self.feeds([self.train], self.recipe, place)[0]
 
     def warm_up(self, inputs: Sequence[Any]) -> None:
-        state = self.state
+        state: Any = self.state
         parts = (state.model, state.optimizer, state.schedule)
         before = [deepcopy(part.state_dict()) for part in parts]
         self.train_on(inputs)
@@ -118,14 +123,14 @@ class TorchRun(Run):
 
     def train_on(self, inputs: Iterable[Any]) -> None:
         for each in inputs:
-            sums = self.train_step(self.state, *each)
+            sums = self.train_step(self.state, each)
         float(sums["loss"])
         next(self.state.model.parameters()).sum().item()  # the optimizer's part of the last step too
 
     def accuracy(self, data: Dataset) -> float:
         from torch_impl.evaluate import evaluate
 
-        return evaluate(self.state.model, data, self.recipe).accuracy
+        return evaluate(self.state.model, self.feeds([data], self.recipe, self.state.device)[0]).accuracy
 
 
 class FlaxRun(Run):
@@ -133,12 +138,13 @@ class FlaxRun(Run):
 
     def begin(self, arch: Arch, device: Device) -> Any:
         from flax_impl import device as places
-        from flax_impl import train
+        from flax_impl import feed, state, train
 
         place = places.pick_device(device)
         self.train_step = train.train_step
-        self.state = train.init_state(self.recipe, arch, self.steps, place)
-        return places.Feed(self.train, place)
+        self.state = state.init_state(self.recipe, arch, self.steps, place)
+        self.feeds = feed.feeds
+        return self.feeds([self.train], self.recipe, place)[0]
 
     def warm_up(self, inputs: Sequence[Any]) -> None:
         import jax
@@ -152,13 +158,14 @@ class FlaxRun(Run):
         import jax
 
         for each in inputs:
-            self.state, _ = self.train_step(self.state, *each)
+            self.state, _ = self.train_step(self.state, each)
         jax.block_until_ready(self.state.params)
 
     def accuracy(self, data: Dataset) -> float:
         from flax_impl.evaluate import evaluate
 
-        return evaluate(self.state.model, self.state.variables, data, self.recipe).accuracy
+        [feed] = self.feeds([data], self.recipe, self.state.device)
+        return evaluate(self.state.model, self.state.variables, feed).accuracy
 
 
 def reach(goal: Goal, framework: Framework, device: Device, until: float) -> list[dict[str, Any]]:

@@ -19,12 +19,13 @@ from typing import Any
 from benchmarks.limits import Limits, measure_limits
 from benchmarks.settings import SUITES, Contestant, Heat
 from benchmarks.worker import adapted
-from common.arch import Arch
+from common.arch.spec import Arch
 from common.errors import UserError, lookup
-from common.run import package_versions, write_json
+from common.runs.files import write_json
+from common.system import package_versions
+from parity_tests.results import RESULTS
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 # Those who wait for their turn must not spin, nor hold memory that they do not use.
 ENVIRONMENT = os.environ | {"OMP_WAIT_POLICY": "passive", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 WIDTH = {"float64": 8, "bfloat16": 2, "float16": 2}  # bytes of a number that passes between layers; else 4

@@ -11,9 +11,10 @@ from pathlib import Path
 from time import perf_counter
 
 from benchmarks.accuracy import measure
-from benchmarks.bench import RESULTS, run_suite
+from benchmarks.bench import run_suite
 from benchmarks.settings import Device
-from common.cli import guard
+from common.commands.shell import guard
+from parity_tests.results import RESULTS
 
 SECONDS = 500.0  # begun later, a heat could end beyond the nine minutes
 SHARES = {"gpu": 0.5, "growth-gpu": 1.0}  # of the time, at which the last heat of a suite may begin

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common.cli import guard
-from common.run import RunFolder, write_json
-
-RESULTS = Path(__file__).parent / "results"
+from common.commands.shell import guard
+from common.runs.files import write_json
+from common.runs.folder import RunFolder
+from parity_tests.results import RESULTS
 
 
 def summary(run: RunFolder) -> dict[str, Any]:

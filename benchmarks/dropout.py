@@ -5,19 +5,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 
 import torch
 
-from common.arch import ARCHS
-from common.recipes import Optimizer, Preprocess, Recipe
-from common.run import package_versions, write_json
-from parity_tests.material import first_batches, pixels
-from torch_impl.device import describe, pick_device, to_device
+from common.arch.zoo import ARCHS
+from common.data.synthetic import pixels
+from common.recipes.spec import Optimizer, Preprocess, Recipe
+from common.runs.files import write_json
+from common.system import package_versions
+from parity_tests.material import first_batches
+from parity_tests.results import RESULTS
+from torch_impl.device import describe, pick_device
 from torch_impl.dropout import bernoulli, module_key
-from torch_impl.train import TrainState, init_state, train_step
+from torch_impl.feed import to_device
+from torch_impl.state import TrainState, init_state
+from torch_impl.train import train_step
 
 BATCH, REPEATS = 128, 5
 
@@ -44,11 +48,10 @@ def main() -> None:
     recipe = Recipe("dropout", "pixels", "alexnet", "torch", 1, BATCH, optimizer, preprocess=Preprocess(std=(0.25,)))
     state = init_state(recipe, arch, 1, device)
     inputs = to_device(next(iter(first_batches(pixels(arch, BATCH), recipe, 1))), device)
-    train_step(state, *inputs)
+    train_step(state, inputs)
     draw_masks(state, device)
     pairs = [
-        (seconds(device, train_step, state, *inputs), seconds(device, draw_masks, state, device))
-        for _ in range(REPEATS)
+        (seconds(device, train_step, state, inputs), seconds(device, draw_masks, state, device)) for _ in range(REPEATS)
     ]
     step, masks = (median(column) for column in zip(*pairs, strict=True))
     result = {
@@ -60,7 +63,7 @@ def main() -> None:
         "pairs": [[round(s, 4), round(m, 4)] for s, m in pairs],
         "versions": package_versions(),
     }
-    path = Path(__file__).parent / "results" / f"dropout-{device.type}.json"
+    path = RESULTS / f"dropout-{device.type}.json"
     write_json(path, result)
     print(f"{path}: masks take {result['share_percent']} % of a step on {result['device']}")
 

@@ -10,11 +10,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench import RESULTS
 from benchmarks.settings import Contestant
 from benchmarks.worker import adapted
-from common.cli import guard
+from common.commands.shell import guard
 from common.config import read_json
+from parity_tests.results import RESULTS
 
 
 def plot(source: Path) -> Path:

@@ -24,10 +24,12 @@ import psutil
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from common.datasets import load
-from common.pipeline import batches
-from common.recipes import IMAGENET_MEAN, IMAGENET_STD, get_recipe
-from common.run import package_versions, write_json
+from common.data.load import load_dataset
+from common.data.pipeline import batches
+from common.recipes.zoo import IMAGENET_MEAN, IMAGENET_STD, get_recipe
+from common.runs.files import write_json
+from common.system import package_versions
+from parity_tests.results import RESULTS
 
 WORKERS, BATCH, ROUNDS = 2, 32, 15
 SKIPPED = 4  # batches at the start, while processes start
@@ -62,7 +64,7 @@ def make_photographs(root: Path, size: tuple[int, int], names: int, files: int =
 
 def ours(root: Path, workers: int) -> Iterator[Any]:
     """This project's batches: uint8, flips left to the device."""
-    train, _ = load(f"folder:{root}")
+    train, _ = load_dataset(f"folder:{root}")
     return batches(replace(train, workers=workers), replace(get_recipe("imagenet"), batch_size=BATCH), 0, train=True)
 
 
@@ -169,7 +171,7 @@ def main() -> None:
         "throughput": {name: throughput(size, count) for name, (size, count) in SETS.items()},
         "versions": package_versions(("grain", "pillow", "simplejpeg")),
     }
-    path = Path(__file__).parent / "results" / "input-cpu.json"
+    path = RESULTS / "input-cpu.json"
     write_json(path, result)
     print(json.dumps(result, indent=2))
 

@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from common import datasets
-from common.arch import Size
-from common.datasets import DATASETS, Arrays, Dataset
+from common.arch.spec import Size
+from common.data.dataset import Dataset, whole
+from common.data.load import load_dataset
+from common.data.sources import Arrays
+from common.data.spec import DATASETS
 from common.errors import UserError
 
 FOLDER = Path(__file__).parents[1] / ".bench"
@@ -29,7 +31,7 @@ def pack(name: str) -> Path:
     Raises:
         UserError: as `common.datasets.load`.
     """
-    from common import tfds_data
+    from common.data import tfds as tfds_data
 
     arrays: dict[str, Any] = {}
     for split, records in zip(("train", "test"), tfds_data._open_splits(name, DATASETS[name], None)[1:], strict=True):
@@ -56,7 +58,7 @@ def load(name: str) -> tuple[Dataset, Dataset]:
     path = FOLDER / f"{name}.npz.xz"
     if not path.exists():
         try:
-            return datasets.load(name)
+            return load_dataset(name)
         except ModuleNotFoundError as error:
             raise UserError(f"{path} is missing: write it with `python -m benchmarks.packed {name}`.") from error
     spec = DATASETS[name]
@@ -68,8 +70,8 @@ def load(name: str) -> tuple[Dataset, Dataset]:
             for split in ("train", "test")
         )
     return (
-        datasets.whole(name, "train", spec.image, names, train),
-        datasets.whole(name, "test", spec.image, names, test),
+        whole(name, "train", spec.image, names, train),
+        whole(name, "test", spec.image, names, test),
     )
 
 

@@ -12,7 +12,7 @@ from flax.training.train_state import TrainState
 from jax import Array
 
 from benchmarks.settings import Contestant
-from common.arch import Arch, MaxPool
+from common.arch.spec import Arch, MaxPool
 
 
 class Network(nn.Module):

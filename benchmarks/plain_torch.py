@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from benchmarks.settings import Contestant
-from common.arch import Arch, MaxPool
-from parity_tests.material import pixels
+from common.arch.spec import Arch, MaxPool
+from common.data.synthetic import pixels
 
 
 def network(arch: Arch) -> nn.Module:

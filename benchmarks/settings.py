@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from common.recipes import Optimizer, Precision, Preprocess, Recipe
+from common.recipes.spec import Optimizer, Precision, Preprocess, Recipe
 
 Loop = Literal["torch", "flax", "plain_torch", "plain_flax", "tutorial"]
 Device = Literal["cpu", "gpu"]

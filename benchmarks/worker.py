@@ -9,15 +9,16 @@ import json
 import resource
 import sys
 from collections.abc import Iterator
-from itertools import count, repeat
+from itertools import chain, count, repeat
 from time import perf_counter, process_time, sleep
 from typing import Any, Protocol
 
 from benchmarks.settings import Contestant
-from common.arch import ARCHS, Arch
-from common.datasets import Dataset
-from common.pipeline import Batch, batches, steps_per_epoch
-from parity_tests.material import narrow, pixels
+from common.arch.spec import Arch
+from common.arch.zoo import ARCHS
+from common.data.pipeline import steps_per_epoch
+from common.data.synthetic import pixels
+from parity_tests.material import narrow
 
 EPOCH = 8  # batches
 
@@ -34,14 +35,6 @@ def adapted(contestant: Contestant) -> Arch:
     arch = ARCHS[contestant.arch]
     arch = narrow(arch, contestant.width, 64) if contestant.width > 1 else arch
     return arch.adapt(height=contestant.side, width=contestant.side) if contestant.side else arch
-
-
-def endless(contestant: Contestant, data: Dataset) -> Iterator[Batch]:
-    """The batches of one epoch after the other, each late by `pause`."""
-    for epoch in count():
-        for batch in batches(data, contestant.recipe, epoch, train=True):
-            sleep(contestant.pause)
-            yield batch
 
 
 class Ours:
@@ -64,9 +57,13 @@ class Ours:
         raise NotImplementedError
 
     def endless_inputs(self) -> Iterator[Any]:
-        """Inputs on the device for ever, or the first for ever."""
-        fed = (inputs for _, inputs in self.feed(endless(self.contestant, self.data)))
-        return repeat(next(fed)) if self.contestant.data == "fixed" else fed
+        """Inputs on the device for ever, each late by `pause`, or the first for ever."""
+        passes = (self.feed(epoch, train=True) for epoch in count())
+        if self.contestant.data == "fixed":
+            yield from repeat(next(next(passes))[1])
+        for _, inputs in chain.from_iterable(passes):
+            sleep(self.contestant.pause)
+            yield inputs
 
     def run(self, steps: int) -> float:
         """See `Runs`."""
@@ -84,31 +81,31 @@ class OursTorch(Ours):
     """In PyTorch."""
 
     def begin(self, arch: Arch, steps: int) -> Any:
-        from torch_impl import device, train
+        from torch_impl import device, feed, state, train
 
         place = device.pick_device(self.contestant.device)
         compiled = self.contestant.compile
         self.train_step = train.train_step
-        self.state = train.init_state(self.contestant.recipe, arch, steps, place, compiled=compiled)
-        return device.Feed(self.data, place)
+        self.state = state.init_state(self.contestant.recipe, arch, steps, place, compiled=compiled)
+        return feed.feeds([self.data], self.contestant.recipe, place)[0]
 
     def step(self, inputs: Any) -> Any:
-        return self.train_step(self.state, *inputs)
+        return self.train_step(self.state, inputs)
 
 
 class OursFlax(Ours):
     """In Flax."""
 
     def begin(self, arch: Arch, steps: int) -> Any:
-        from flax_impl import device, train
+        from flax_impl import device, feed, state, train
 
         place = device.pick_device(self.contestant.device)
         self.train_step = train.train_step
-        self.state = train.init_state(self.contestant.recipe, arch, steps, place)
-        return device.Feed(self.data, place)
+        self.state = state.init_state(self.contestant.recipe, arch, steps, place)
+        return feed.feeds([self.data], self.contestant.recipe, place)[0]
 
     def step(self, inputs: Any) -> Any:
-        self.state, sums = self.train_step(self.state, *inputs)
+        self.state, sums = self.train_step(self.state, inputs)
         return sums
 
 

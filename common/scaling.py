@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import tyro
 
-from common.arch import get_arch
-from common.cli import guard
+from common.arch.zoo import get_arch
+from common.commands.shell import guard
 from common.errors import UserError
 
 

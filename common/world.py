@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.arch import Arch
+from common.arch.spec import Arch
 from common.errors import UserError
-from common.recipes import Recipe
+from common.recipes.spec import Recipe
 
 # So long may a living process keep the others waiting (it writes a checkpoint, reads slow disks), in seconds.
 PATIENCE = 600

@@ -7,25 +7,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from common.arch import Arch
+from common.arch.initializers import get_init
+from common.arch.spec import Arch
 from common.config import to_dict
 from common.errors import DamagedError, NonFiniteError, UserError, first_line
-from common.files import atomic, check_sums, missing, write_sums
-from common.initializers import get_init
-from common.journal import Journal, Progress
-from flax_impl import convert
+from common.runs.files import atomic, check_sums, missing, write_sums
+from common.runs.progress import Progress
 from flax_impl.init import initialize
 from flax_impl.model import build
-
-if TYPE_CHECKING:
-    from flax_impl.train import TrainState
+from flax_impl.state import TrainState
 
 
 def save(path: Path, state: TrainState, progress: Progress) -> None:
@@ -79,30 +76,14 @@ def _training(state: TrainState) -> dict[str, Any]:
 
 
 def load_variables(path: Path, arch: Arch, precision: str = "float32") -> dict[str, Any]:
-    """The variables alone, from a checkpoint in this precision or a .safetensors file.
+    """The network's variables alone, of a checkpoint in this precision.
 
     Raises:
         UserError: the file cannot be read or does not fit `arch`.
     """
-    if path.suffix == ".safetensors":
-        return convert.load(path, arch)
     model = build(arch, param_dtype=jnp.dtype(precision))
     shapes = jax.eval_shape(partial(initialize, model, get_init("torch"), 0))
     return _read(path, variables=_like(shapes))["variables"]
-
-
-def load_newest(journal: Journal, state: TrainState) -> tuple[TrainState, Progress | None]:
-    """Load the newest checkpoint of a run that is whole, setting damaged ones aside.
-
-    Returns:
-        The state, and where it was written; None if there is none.
-    """
-    for path in reversed(journal.run.checkpoints("flax")):
-        try:
-            return load(path, state)
-        except DamagedError as error:
-            journal.set_aside(path, error)
-    return state, None
 
 
 def _like(target: Any) -> ocp.args.StandardRestore:

@@ -11,16 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from common import cli
-from common.datasets import Dataset
-from common.evaluation import Watch
-from common.networks import Network
-from common.pipeline import batches
-from common.recipes import Recipe
-from common.run import Scores
-from common.world import ALONE, World
-from flax_impl import checkpoint, convert
-from flax_impl.device import compute_dtype, pick_device, to_device
+from common.commands.evaluate import run_evaluate
+from common.data.dataset import Dataset
+from common.recipes.spec import Recipe
+from common.reports.evaluation import Watch
+from common.runs.scores import Scores
+from common.weights import exchange
+from common.weights.network import Network
+from flax_impl import weights
+from flax_impl.device import model_dtypes, pick_device
+from flax_impl.feed import Feed, Inputs, feeds
 from flax_impl.model import AlexNet, LeNet, build
 from flax_impl.preprocess import crop, preprocess
 
@@ -49,16 +49,17 @@ def ten_crop(images: Array, side: int, pad: int = 0) -> Array:
 
 @partial(jax.jit, static_argnames=("model", "recipe", "ten"))
 def log_probabilities(
-    model: AlexNet | LeNet, variables: Any, images: Array, draws: dict[str, Array], recipe: Recipe, *, ten: bool = False
+    model: AlexNet | LeNet, variables: Any, inputs: Inputs, recipe: Recipe, *, ten: bool = False
 ) -> Array:
     """Log-softmax of a batch's logits (N, classes), on the device in the parameters' dtype.
 
     Args:
         model, variables: the network.
-        images, draws: of a batch of evaluation, with central crops.
+        inputs: of a batch of evaluation, with central crops.
         recipe: gives preprocessing and precision.
         ten: average the probabilities of `ten_crop`'s crops instead, from the recipe's crop and padding.
     """
+    images, _, draws, _ = inputs
     spec, dtype = recipe.preprocess, jnp.dtype(recipe.param_dtype)
 
     def forward(view: Array, draws: dict[str, Array]) -> Array:
@@ -75,24 +76,18 @@ def log_probabilities(
 
 @partial(jax.jit, static_argnames=("model", "recipe", "ten"))
 def eval_step(
-    model: AlexNet | LeNet,
-    variables: Any,
-    images: Array,
-    labels: Array,
-    draws: dict[str, Array],
-    recipe: Recipe,
-    *,
-    ten: bool = False,
+    model: AlexNet | LeNet, variables: Any, inputs: Inputs, recipe: Recipe, *, ten: bool = False
 ) -> dict[str, Array]:
     """Sums over one batch, on the device: `loss` (cross-entropy in nats), `top1`, `top5` and `count`.
 
     And `log_probabilities` (N, classes); `ten` as there.
     """
-    scores = log_probabilities(model, variables, images, draws, recipe, ten=ten)
-    guesses = jax.lax.top_k(scores, min(5, scores.shape[1]))[1] == labels[:, None]
-    real = draws["real"][:, None] if "real" in draws else None
+    scores = log_probabilities(model, variables, inputs, recipe, ten=ten)
+    labels, real = inputs.labels[:, None], inputs.facts.real
+    guesses = jax.lax.top_k(scores, min(5, scores.shape[1]))[1] == labels
+    real = None if real is None else real[:, None]
     return {
-        "loss": -jnp.take_along_axis(scores, labels[:, None], 1).sum(where=real),
+        "loss": -jnp.take_along_axis(scores, labels, 1).sum(where=real),
         "top1": guesses[:, :1].sum(where=real),
         "top5": guesses.sum(where=real),
         "count": jnp.array(len(labels)) if real is None else real.sum(),
@@ -101,29 +96,20 @@ def eval_step(
 
 
 def evaluate(
-    model: AlexNet | LeNet,
-    variables: Any,
-    data: Dataset,
-    recipe: Recipe,
-    *,
-    ten: bool = False,
-    watch: Watch | None = None,
-    world: World = ALONE,
+    model: AlexNet | LeNet, variables: Any, feed: Feed, *, ten: bool = False, watch: Watch | None = None
 ) -> Scores:
     """Score a model on every example of a split.
 
     Args:
-        model, variables: to score.
-        data: the split.
-        recipe: gives batch size, preprocessing and precision.
+        model, variables: to score, where the feed takes the split.
+        feed: of the split; its recipe gives batch size, preprocessing and precision. Of several processes each scores
+            its rows of each batch; the sums are those of all.
         ten: average ten crops of each image.
         watch: is given each batch's labels (n,) and probabilities (n, classes).
-        world: the process that scores its rows of each batch; the sums are those of all processes.
     """
-    device = jax.tree.leaves(variables)[0].device
     steps = []
-    for batch in batches(data, recipe, 0, train=False, world=world):
-        step = eval_step(model, variables, *to_device(batch, device), recipe, ten=ten)
+    for batch, inputs in feed():
+        step = eval_step(model, variables, inputs, feed.recipe, ten=ten)
         scores = step.pop("log_probabilities")  # dropped at once: all of a split's would fill the device
         if watch:
             watch(batch.labels, np.asarray(jnp.exp(scores)))
@@ -139,13 +125,9 @@ def open_network(network: Network, device: str) -> tuple[AlexNet | LeNet, dict[s
         UserError: its file cannot be had or read, or does not fit.
     """
     recipe = network.recipe
-    if recipe.precision == "float64":
-        jax.config.update("jax_enable_x64", True)
-    if network.path:
-        variables = checkpoint.load_variables(network.path, network.arch, recipe.param_dtype)
-    else:
-        variables = convert.load(convert.pretrained_file(), network.arch)
-    model = build(network.arch, dtype=compute_dtype(recipe.precision), param_dtype=jnp.dtype(recipe.param_dtype))
+    model = build(network.arch, **model_dtypes(recipe))
+    path = network.path or exchange.pretrained_file()
+    variables = weights.load_variables(path, network.arch, recipe.param_dtype)
     return model, jax.device_put(variables, pick_device(device))
 
 
@@ -155,17 +137,19 @@ def evaluate_network(network: Network, device: str, data: Dataset, *, ten: bool,
     Raises:
         UserError: as `open_network`.
     """
-    return evaluate(*open_network(network, device), data, network.recipe, ten=ten, watch=watch)
+    model, variables = open_network(network, device)
+    [feed] = feeds([data], network.recipe, jax.tree.leaves(variables)[0].device)
+    return evaluate(model, variables, feed, ten=ten, watch=watch)
 
 
 def class_names() -> tuple[str, ...]:
     """The classes of torchvision's pretrained weights, in label order.
 
     Raises:
-        UserError: as `convert.class_names`.
+        UserError: as `weights.class_names`.
     """
-    return convert.class_names()
+    return weights.class_names()
 
 
 if __name__ == "__main__":
-    cli.evaluate("flax", evaluate_network, class_names)
+    run_evaluate("flax", evaluate_network, class_names)

@@ -14,15 +14,14 @@ import jax.export  # a module of its own: `import jax` alone does not bring it
 import jax.numpy as jnp
 import numpy as np
 
-from common import cli
-from common.arch import MaxPool
+from common.arch.spec import MaxPool
+from common.commands.export import run_export
 from common.errors import UserError
-from common.export import (
+from common.weights.export import (
     INPUT,
     OPSET,
     OUTPUT,
     Predict,
-    Source,
     check_onnx,
     check_opset,
     note,
@@ -31,7 +30,8 @@ from common.export import (
     run_onnx,
     write,
 )
-from flax_impl import convert
+from common.weights.network import Network
+from flax_impl import weights
 from flax_impl.model import AlexNet, LeNet, build
 
 FORMATS = {"stablehlo": ".stablehlo", "onnx": ".onnx"}
@@ -39,7 +39,7 @@ LAYOUT = "NHWC"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
-def export(source: Source, dest: Path, kind: str, opset: int = OPSET) -> float:
+def export(source: Network, dest: Path, kind: str, opset: int = OPSET) -> float:
     """Write a network to a file that, reloaded, gives the network's logits.
 
     Args:
@@ -96,15 +96,11 @@ def logits(model: AlexNet | LeNet, variables: Any, images: np.ndarray) -> np.nda
         return np.asarray(jax.jit(partial(model.apply, train=False))(variables, images))
 
 
-def _load(source: Source) -> Any:
+def _load(source: Network) -> Any:
     """The variables in float32."""
-    if source.path.suffix == ".safetensors":
-        variables = convert.load(source.path, source.arch)
-    else:
-        from flax_impl.checkpoint import load_variables  # orbax: where ONNX is written there may be another version
-
-        with jax.enable_x64(source.param_dtype == "float64"):
-            variables = load_variables(source.path, source.arch, source.param_dtype)
+    assert source.path
+    with jax.enable_x64(source.param_dtype == "float64"):
+        variables = weights.load_variables(source.path, source.arch, source.param_dtype)
     return jax.tree.map(lambda leaf: np.asarray(leaf).astype(np.float32), variables)
 
 
@@ -132,4 +128,4 @@ def _to_onnx(model: AlexNet | LeNet, variables: Any, opset: int) -> bytes:
 
 
 if __name__ == "__main__":
-    cli.export("flax", FORMATS, export)
+    run_export("flax", FORMATS, export)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 from math import sqrt
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
-from common.initializers import Init, Kernel, fans
-
-if TYPE_CHECKING:
-    from flax_impl.model import AlexNet, LeNet
+from common.arch.initializers import Init, Kernel, fans
+from flax_impl.model import AlexNet, LeNet
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from common.arch import LocalResponseNorm, MaxPool
+from common.arch.spec import LocalResponseNorm, MaxPool
 
 
 def local_response_norm(x: Array, spec: LocalResponseNorm) -> Array:

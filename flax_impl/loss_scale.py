@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from common.recipes import LossScale
+from common.recipes.spec import LossScale
 
 
 class Scaler(struct.PyTreeNode):
@@ -23,6 +23,10 @@ class Scaler(struct.PyTreeNode):
     scale: Array | None
     good: Array | None
     spec: LossScale = struct.field(pytree_node=False)
+
+    def scaled(self, loss: Array) -> Array:
+        """Multiply a loss by the scale."""
+        return loss if self.scale is None else loss * self.scale
 
     def unscale(self, gradients: Any) -> Any:
         """Divide gradients by the scale."""

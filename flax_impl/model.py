@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from common.arch import After, Arch, AvgPool, ConvSpec, MaxPool, get_arch
+from common.arch.spec import After, Arch, AvgPool, ConvSpec, MaxPool
 from common.errors import UserError
-from common.initializers import get_init
-from flax_impl.init import initialize
 from flax_impl.layers import BatchNorm, adaptive_avg_pool, local_response_norm, max_pool
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": nn.relu, "tanh": jnp.tanh, "sigmoid": nn.sigmoid}
@@ -167,31 +164,6 @@ def build(arch: Arch, *, dtype: Any = None, param_dtype: Any = jnp.float32) -> A
     """
     kind = LeNet if len(arch.convs) == 2 else AlexNet
     return kind(arch, dtype=dtype, param_dtype=param_dtype)
-
-
-def create(
-    name: str, *, num_classes: int | None = None, init: str = "torch", seed: int = 0, pretrained: bool | str = False
-) -> tuple[AlexNet | LeNet, dict[str, Any]]:
-    """A named network and its variables, ready for `model.apply(variables, images, train=False)`.
-
-    Args:
-        name: a key of `common.arch.ARCHS`.
-        num_classes: logits, if other than the architecture's own.
-        init: a key of `common.initializers.INITS`, drawn with `seed`.
-        pretrained: load torchvision's ImageNet weights (`alexnet` only), from the file that `make weights` writes
-            or from the one named. With another number of classes the last layer stays fresh.
-
-    Raises:
-        UserError: unknown name, or weights that cannot be had or do not fit.
-    """
-    arch = get_arch(name).adapt(classes=num_classes)
-    model = build(arch)
-    variables = initialize(model, get_init(init), seed)
-    if pretrained:
-        from flax_impl.convert import load_pretrained
-
-        variables, _ = load_pretrained(variables, arch, None if pretrained is True else Path(pretrained))
-    return model, variables
 
 
 def _check_depth(arch: Arch, name: str, convs: int, dense: int) -> None:

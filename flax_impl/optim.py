@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import unflatten_dict
 
-from common.recipes import LossScale, Optimizer, Schedule
+from common.arch.spec import Arch
+from common.recipes.spec import LossScale, Optimizer, Schedule
+from common.weights import exchange
+from flax_impl import convert
 from flax_impl.loss_scale import Scaler
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An optimizer that a recipe can name.
+
+    Attributes:
+        make: the direction of a step, from the recipe's fields and its weight decay.
+        slots: what it remembers of each parameter: PyTorch's name, and optax's.
+    """
+
+    make: Callable[[Optimizer, optax.GradientTransformation], optax.GradientTransformation]
+    slots: dict[str, str]
 
 
 def build_optimizer(
@@ -46,14 +64,27 @@ def _direction(spec: Optimizer) -> optax.GradientTransformation:
     """What is multiplied by the rate: `optax.sgd`, `optax.adam` and `optax.adamw` without it."""
     mask = None if spec.decay_biases else _is_kernel
     decay = optax.add_decayed_weights(spec.weight_decay, mask) if spec.weight_decay else optax.identity()
-    adam = optax.scale_by_adam(spec.beta1, spec.beta2, spec.eps)
-    match spec.name:
-        case "sgd":  # L2 decay enters the momentum, as in PyTorch, so it comes first in the chain
-            return optax.chain(decay, optax.trace(spec.momentum, spec.nesterov) if spec.momentum else optax.identity())
-        case "adam":
-            return optax.chain(decay, adam)
-        case "adamw":
-            return optax.chain(adam, decay)
+    return OPTIMIZERS[spec.name].make(spec, decay)
+
+
+def _sgd(spec: Optimizer, decay: optax.GradientTransformation) -> optax.GradientTransformation:
+    """L2 decay enters the momentum, as in PyTorch, so it comes first in the chain."""
+    return optax.chain(decay, optax.trace(spec.momentum, spec.nesterov) if spec.momentum else optax.identity())
+
+
+def _adam(spec: Optimizer, decay: optax.GradientTransformation) -> optax.GradientTransformation:
+    return optax.chain(decay, optax.scale_by_adam(spec.beta1, spec.beta2, spec.eps))
+
+
+def _adamw(spec: Optimizer, decay: optax.GradientTransformation) -> optax.GradientTransformation:
+    return optax.chain(optax.scale_by_adam(spec.beta1, spec.beta2, spec.eps), decay)
+
+
+OPTIMIZERS: dict[str, Kind] = {
+    "sgd": Kind(_sgd, {"momentum_buffer": "trace"}),
+    "adam": Kind(_adam, {"exp_avg": "mu", "exp_avg_sq": "nu"}),
+    "adamw": Kind(_adamw, {"exp_avg": "mu", "exp_avg_sq": "nu"}),
+}
 
 
 def _is_kernel(params: Any) -> Any:
@@ -85,3 +116,65 @@ def clip_gradients(norm: float) -> optax.GradientTransformation:
         return jax.tree.map(lambda gradient: gradient * factor, gradients)
 
     return optax.stateless(clip) if norm else optax.identity()
+
+
+def optimizer_state(opt_state: Any, arch: Arch) -> exchange.OptimizerState:
+    """optax's state of `build_optimizer` -> PyTorch's slots, by our names in PyTorch's layout."""
+    slots: dict[str, dict[tuple[str, ...], Any]] = {}
+    clocks: dict[bool, int] = {}
+    for path, leaf in _leaves(opt_state):
+        slot, place = _slot(path)
+        if slot:
+            slots.setdefault(slot, {})[("params", *place)] = leaf
+        elif path[-1] == "count":
+            clocks["backbone" in path] = int(leaf)
+    step = clocks.get(False, 0)
+    memory = {slot: convert.named(unflatten_dict(rows), arch) for slot, rows in slots.items()}
+    frozen = step - clocks.get(True, step)
+    late = [place for path, _ in _leaves(opt_state) if "backbone" in path for place in [_slot(path)[1]] if place]
+    names = {convert.flax_path(name)[1:]: name for name in exchange.shapes(arch)}
+    return exchange.OptimizerState(step, memory, {names[place]: frozen for place in late} if frozen else {})
+
+
+def load_optimizer(state: exchange.OptimizerState, opt_state: Any, arch: Arch) -> Any:
+    """PyTorch's slots -> an optax state of the same structure as `opt_state`.
+
+    Raises:
+        UserError: a slot or a tensor is missing, unknown or mis-shaped, or the optimizers differ.
+    """
+    wanted = optimizer_state(opt_state, arch)
+    exchange.check_optimizer(state, wanted)
+    values = {
+        (slot, convert.flax_path(name)[1:]): jnp.array(convert.to_flax_layout(name, array, arch))
+        for slot, tensors in state.slots.items()
+        for name, array in tensors.items()
+    }
+    frozen = max(state.frozen.values(), default=0)
+
+    def fill(path: Any, old: Any) -> Any:
+        names = tuple(_key(key) for key in path)
+        slot, place = _slot(names)
+        if slot:
+            return values[slot, place]
+        behind = frozen if "backbone" in names and names[-1] == "count" else 0
+        return jnp.asarray(state.step - behind, old.dtype)
+
+    return jax.tree_util.tree_map_with_path(fill, opt_state)
+
+
+def _leaves(opt_state: Any) -> list[tuple[tuple[str, ...], Any]]:
+    flat, _ = jax.tree_util.tree_flatten_with_path(opt_state)
+    return [(tuple(_key(key) for key in path), leaf) for path, leaf in flat]
+
+
+def _key(key: Any) -> str:
+    return str(next(getattr(key, kind) for kind in ("name", "key", "idx") if hasattr(key, kind)))
+
+
+def _slot(path: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """PyTorch's name of the slot that a leaf of optax's state belongs to, and its parameter's path; empty if none."""
+    for kind in OPTIMIZERS.values():
+        for ours, theirs in kind.slots.items():
+            if theirs in path:
+                return ours, path[path.index(theirs) + 1 :]
+    return "", ()

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common import cli
-from common.networks import Network
-from common.pipeline import Batch
-from common.predictions import Predictor
-from flax_impl.device import to_device
+from common.commands.predict import run_predict
+from common.data.batch import Batch
+from common.reports.predictions import Predictor
+from common.weights.network import Network
 from flax_impl.evaluate import class_names, log_probabilities, open_network
+from flax_impl.feed import to_device
 
 
 def predictor(network: Network, device: str) -> Predictor:
@@ -24,11 +24,10 @@ def predictor(network: Network, device: str) -> Predictor:
     place = jax.tree.leaves(variables)[0].device
 
     def predict(batch: Batch) -> np.ndarray:
-        images, _, draws = to_device(batch, place)
-        return np.asarray(jnp.exp(log_probabilities(model, variables, images, draws, network.recipe)))
+        return np.asarray(jnp.exp(log_probabilities(model, variables, to_device(batch, place), network.recipe)))
 
     return predict
 
 
 if __name__ == "__main__":
-    cli.predict("flax", predictor, class_names)
+    run_predict("flax", predictor, class_names)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from common.recipes import IMAGENET_PCA, Preprocess
+from common.recipes.spec import IMAGENET_PCA, Preprocess
 
 
 def preprocess(images: Array, draws: dict[str, Array], spec: Preprocess, dtype: Any) -> Array:
@@ -16,7 +16,7 @@ def preprocess(images: Array, draws: dict[str, Array], spec: Preprocess, dtype: 
 
     Args:
         images: uint8 (N, H, W, C), as stored.
-        draws: see `common.pipeline.Batch`; a step without its draws is left out.
+        draws: see `common.data.augment.AUGMENTATIONS`; a step without its draws is left out.
         spec: the recipe's.
         dtype: of the result.
 
@@ -106,23 +106,23 @@ def grey(x: Array) -> Array:
     return (0.2989 * red + 0.587 * green + 0.114 * blue)[..., None]
 
 
-def mix(x: Array, draws: dict[str, Array]) -> Array:
+def mix(x: Array, draws: dict[str, Array], partner: Array | None) -> Array:
     """MixUp and CutMix: blend with the partner's pixels or paste a box of them. (N, H, W, C) -> the same."""
-    if "share" not in draws:
+    if partner is None:
         return x
-    partner, own = x[draws["partner"]], draws["mixup"].astype(x.dtype)[:, None, None, None]
+    other, own = x[partner], draws["mixup"].astype(x.dtype)[:, None, None, None]
     top, left, bottom, right = jnp.moveaxis(draws["cut"][:, :, None], 1, 0)
     rows, columns = jnp.arange(x.shape[1]), jnp.arange(x.shape[2])
     inside = ((rows >= top) & (rows < bottom))[:, :, None, None] & ((columns >= left) & (columns < right))[
         :, None, :, None
     ]
-    return jnp.where(inside, partner, x * own + partner * (1 - own))
+    return jnp.where(inside, other, x * own + other * (1 - own))
 
 
-def soft_targets(labels: Array, draws: dict[str, Array], classes: int, dtype: Any) -> Array:
+def soft_targets(labels: Array, draws: dict[str, Array], partner: Array | None, classes: int, dtype: Any) -> Array:
     """Labels (N,) as shares of the classes, mixed like the pixels: (N, classes)."""
     targets = jax.nn.one_hot(labels, classes, dtype=dtype)
-    if "share" not in draws:
+    if partner is None:
         return targets
     own = draws["share"].astype(dtype)[:, None]
-    return targets * own + targets[draws["partner"]] * (1 - own)
+    return targets * own + targets[partner] * (1 - own)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -14,9 +13,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from common.errors import UserError
 from common.world import HEARTBEAT, PATIENCE, World
-
-if TYPE_CHECKING:
-    from flax_impl.train import TrainState
+from flax_impl.state import TrainState
 
 
 def join(name: str) -> World:
@@ -86,6 +83,6 @@ def share(state: TrainState, world: World, first: int) -> tuple[TrainState, int]
     return multihost_utils.host_local_array_to_global_array(state, mesh, PartitionSpec()), int(first)
 
 
-def add_up(sums: dict[str, Array], world: World) -> dict[str, Array]:
+def add_up(sums: Mapping[str, Array], world: World) -> Mapping[str, Array]:
     """The same scalars, which are those of all processes: this one's copy, for which it needs no other."""
     return sums if world.alone else {name: value.addressable_data(0) for name, value in sums.items()}

@@ -7,13 +7,16 @@ from typing import Any
 
 import flax_impl.evaluate
 import torch_impl.evaluate
-from common import datasets
-from common.pipeline import batches, steps_per_epoch
-from common.recipes import RECIPES
-from common.run import Scores, package_versions
-from parity_tests.compare import Bounds, Report, compare_run
+from common.data.load import load_dataset
+from common.data.pipeline import batches, steps_per_epoch
+from common.recipes.zoo import RECIPES
+from common.runs.scores import Scores
+from common.system import package_versions
+from flax_impl import feed as flax_feed
+from parity.compare import Bounds, Report, compare_run
 from parity_tests.material import data_for, first_batches, narrow
 from parity_tests.sides import make_pair
+from torch_impl import feed as torch_feed
 from torch_impl.device import describe, pick_device
 
 # Adam divides by the root of a mean square: where gradients are nearly zero it amplifies their rounding.
@@ -53,7 +56,7 @@ def whole_digits_run() -> tuple[Report, Scores, Scores]:
         Mismatch: a tensor of a step differs by more than `BOUNDS`.
     """
     recipe = replace(RECIPES["digits"], precision="float64")
-    train, test = datasets.load(recipe.dataset)
+    train, test = load_dataset(recipe.dataset)
     arch = recipe.model_arch(train.image, len(train.class_names))
     left, right = make_pair(recipe, arch, steps_per_epoch(train, recipe))
 
@@ -61,9 +64,10 @@ def whole_digits_run() -> tuple[Report, Scores, Scores]:
         return (batch for epoch in range(recipe.epochs) for batch in batches(train, recipe, epoch, train=True))
 
     report = compare_run(left, right, every(), every(), BOUNDS[recipe.optimizer.name])
-    ours = torch_impl.evaluate.evaluate(left.state.model, test, recipe)
-    theirs = flax_impl.evaluate.evaluate(right.state.model, right.state.variables, test, recipe)
-    return report, ours, theirs
+    [ours] = torch_feed.feeds([test], recipe, left.state.device)
+    [theirs] = flax_feed.feeds([test], recipe, right.state.device)
+    scores = torch_impl.evaluate.evaluate(left.state.model, ours)
+    return report, scores, flax_impl.evaluate.evaluate(right.state.model, right.state.variables, theirs)
 
 
 def summary(name: str, report: Report) -> dict[str, Any]:

@@ -28,38 +28,31 @@ import tyro
 import flax_impl.layers
 import flax_impl.model
 import flax_impl.optim
+import flax_impl.state
 import flax_impl.train
 import torch_impl.dropout
 import torch_impl.model
 import torch_impl.optim
+import torch_impl.state
 import torch_impl.train
-from common.arch import ARCHS, Arch, ConvSpec, MaxPool
-from common.cli import guard
-from common.datasets import Dataset
+from common.arch.spec import Arch, MaxPool
+from common.commands.shell import guard
+from common.data.pipeline import steps_per_epoch
 from common.errors import UserError
-from common.pipeline import steps_per_epoch
-from common.recipes import Mix, Optimizer, Preprocess, Recipe, Schedule
-from common.run import package_versions, write_json
+from common.recipes.spec import Optimizer, Schedule
+from common.runs.files import write_json
+from common.system import package_versions
 from flax_impl import convert
-from parity_tests.compare import Bounds, Difference, Mismatch, compare_run
-from parity_tests.material import first_batches, narrow, tiles
+from parity.compare import Bounds, Difference, Mismatch, compare_run
+from parity_tests.material import first_batches
+from parity_tests.results import RESULTS
 from parity_tests.sides import make_pair
+from parity_tests.subjects import Subject, subjects
 from torch_impl.device import describe, pick_device
 
 STEPS = 5
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 BOUNDS = Bounds(1e-10)
 Patch = Callable[[], AbstractContextManager[Any]]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What a mutant is planted in: a recipe, its architecture and its data."""
-
-    recipe: Recipe
-    arch: Arch
-    data: Dataset
-    edit: Callable[[torch.nn.Module], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,81 +75,6 @@ class Mutant:
     tensor: str
     subject: str = "plain"
     step: int = 0
-
-
-def subjects() -> dict[str, Subject]:
-    """Small networks on real pixels, so that a mutant takes a second or two."""
-    base = Recipe(
-        name="mutant",
-        dataset="tiles",
-        arch="alexnet_cifar",
-        init="he",
-        epochs=10,
-        batch_size=8,
-        optimizer=Optimizer(lr=0.02, momentum=0.9, weight_decay=5e-4),
-        schedule=Schedule(milestones=(1,)),
-        preprocess=Preprocess(pad=4, crop=32, flip=True, pca_std=0.1, mean=(0.49, 0.48, 0.45), std=(0.2, 0.19, 0.21)),
-        precision="float64",
-    )
-    plain = narrow(ARCHS["alexnet_cifar"])
-    data = tiles(32, 3)
-    data = replace(data, ids=data.ids[:: len(data) // 30][:29])  # four batches an epoch, the last one of five
-    adam = replace(base, optimizer=Optimizer(name="adam", lr=1e-3, weight_decay=5e-4))
-    adamw = replace(base, optimizer=Optimizer(name="adamw", lr=1e-3))
-    nesterov = replace(base, optimizer=replace(base.optimizer, nesterov=True))
-    everything, quick = with_everything(base), Schedule("cosine", warmup_epochs=0.5)
-    clip = replace(base, optimizer=replace(base.optimizer, clip_norm=0.1))
-    shrink = replace(base, preprocess=replace(base.preprocess, resize=20))
-    lrn = replace(narrow(ARCHS["alexnet_lrn"]).adapt(height=67, width=67), name="lrn")
-    odd = narrow(ARCHS["alexnet"]).adapt(height=255, width=255)  # 7 x 7 reach the pool of 6 x 6
-    large = tiles(72, 3)
-    large = replace(large, ids=large.ids[:: len(large) // 30][:29])
-
-    def sized(recipe: Recipe, arch: Arch) -> Recipe:
-        side = arch.image[0]
-        spec = replace(recipe.preprocess, pad=0, crop=67, resize=None if side == 67 else side)
-        return replace(recipe, preprocess=spec)
-
-    return {
-        "plain": Subject(base, plain, data),
-        "adam": Subject(adam, plain, data),
-        "adamw": Subject(adamw, plain, data),
-        "nesterov": Subject(nesterov, plain, data),
-        "clip": Subject(clip, plain, data),
-        "shrink": Subject(shrink, plain.adapt(height=20, width=20), data),
-        "ties": Subject(base, plain, data, _flatten_conv5),
-        "batch norm": Subject(base, replace(plain, convs=with_norm(plain.convs)), data),
-        "lrn": Subject(sized(base, lrn), lrn, large),
-        "odd": Subject(sized(base, odd), odd, large),
-        "everything": Subject(replace(everything, schedule=quick), plain, data),
-    }
-
-
-def with_everything(recipe: Recipe) -> Recipe:
-    """Crops, flips, colour noise, jitter, mixing, smoothing, micro-batches, warm-up and cosine at once."""
-    return replace(
-        recipe,
-        preprocess=replace(recipe.preprocess, brightness=0.3, contrast=0.3, saturation=0.3),
-        mix=Mix(mixup=0.2, cutmix=1.0),
-        label_smoothing=0.1,
-        accumulate=2,
-        schedule=Schedule("cosine", warmup_epochs=1, final=0.01),
-    )
-
-
-def _flatten_conv5(model: torch.nn.Module) -> None:
-    """conv5 gives 1 everywhere, so that all maxima tie, above zero and between windows of different inputs."""
-    convolution = model.get_submodule("conv5.conv")
-    assert isinstance(convolution, torch.nn.Conv2d)
-    assert convolution.bias is not None
-    torch.nn.init.zeros_(convolution.weight)
-    torch.nn.init.ones_(convolution.bias)
-
-
-def with_norm(convs: tuple[ConvSpec, ...]) -> tuple[ConvSpec, ...]:
-    """The same convolutions, each with batch norm instead of a bias."""
-    norm = ARCHS["alexnet_bn"].convs[0].norm
-    return tuple(replace(conv, bias=False, norm=norm) for conv in convs)
 
 
 def run(mutant: Mutant, subject: Subject) -> Difference | None:
@@ -214,12 +132,12 @@ def draws_of_torch(**changes: Callable[[torch.Tensor], torch.Tensor]) -> Patch:
     def fault(f: Any, x: Any, draws: dict[str, torch.Tensor], *rest: Any) -> Any:
         return f(x, draws | {name: change(draws[name]) for name, change in changes.items()}, *rest)
 
-    return wrap(torch_impl.train, "preprocess", fault)
+    return wrap(torch_impl.state, "preprocess", fault)
 
 
 def optimizer_of_torch(**changes: Any) -> Patch:
     """PyTorch builds its optimizer from other fields."""
-    return wrap(torch_impl.train, "build_optimizer", lambda f, spec, *rest: f(replace(spec, **changes), *rest))
+    return wrap(torch_impl.state, "build_optimizer", lambda f, spec, *rest: f(replace(spec, **changes), *rest))
 
 
 def layer_of_flax(kind: str, **changes: Any) -> Patch:
@@ -331,14 +249,13 @@ def _over_full_batch(f: Any, logits: torch.Tensor, targets: torch.Tensor, **keyw
     return f(logits, targets, **keywords) * len(logits) / 8
 
 
-def _weighed_alike(f: Any, state: Any, x: torch.Tensor, targets: torch.Tensor, *rest: int) -> Any:
-    micro, rows = state.recipe.micro_batch, len(x)
-    loss, logits = f(state, x, targets, *rest)
-    return loss * rows / (len(logits) * -(-rows // micro)), logits
+def _weighed_alike(f: Any, state: Any, x: torch.Tensor, targets: torch.Tensor, count: int) -> Any:
+    loss, logits = f(state, x, targets, count)
+    return loss * count / (len(logits) * -(-count // state.recipe.micro_batch)), logits
 
 
-def _other_neighbour(f: Any, x: torch.Tensor, draws: dict[str, torch.Tensor]) -> torch.Tensor:
-    return f(x, draws | {"partner": draws["partner"].roll(-2)})
+def _other_neighbour(f: Any, x: torch.Tensor, draws: Any, partner: torch.Tensor) -> torch.Tensor:
+    return f(x, draws, partner.roll(-2))
 
 
 def _in_float32(f: Any, self: Any, x: jax.Array) -> jax.Array:
@@ -374,7 +291,7 @@ def _other_path(f: Any, key: Any, path: tuple[str, ...], count: int = 1) -> Any:
 
 MUTANTS: tuple[Mutant, ...] = (
     Mutant("fc6 transposed but not reordered", "flatten order", wrap(convert, "to_flax_layout", _plain_fc6), "activation", "fc6"),
-    Mutant("fc6's dropout mask not permuted", "flatten order", wrap(torch_impl.train, "share_dropout", _unpermuted), "activation", "drop6"),
+    Mutant("fc6's dropout mask not permuted", "flatten order", wrap(torch_impl.state, "share_dropout", _unpermuted), "activation", "drop6"),
     Mutant("square fc7 not transposed", "converter", wrap(convert, "to_flax_layout", _untransposed_fc7), "activation", "fc7"),
     Mutant("a kernel's height and width swapped", "converter", wrap(convert, "to_flax_layout", _swapped_kernel), "activation", r"conv3\.conv"),
     Mutant("TF32 in PyTorch's convolutions", "TF32", wrap(torch.nn.Conv2d, "_conv_forward", lambda f, self, x, w, b: f(self, rounded(x, 10), rounded(w, 10), b)), "activation", r"conv1\.conv"),
@@ -391,23 +308,23 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("batch norm's momentum turned round", "batch norm", wrap(flax_impl.model, "BatchNorm", _batch_norm_momentum), "statistic", r"conv1\.norm\.running_mean", "batch norm"),
     Mutant("batch norm's biased running variance", "batch norm", _linen_batch_norm, "statistic", r"conv1\.norm\.running_var", "batch norm"),
     Mutant("batch norm's eps of 1e-3", "batch norm", _batch_norm_with(epsilon=1e-3), "activation", r"conv1\.norm", "batch norm"),
-    Mutant("weight decay after the momentum", "weight decay", wrap(flax_impl.train, "build_optimizer", _decay_last), "optimizer", r"momentum_buffer/.*"),
+    Mutant("weight decay after the momentum", "weight decay", wrap(flax_impl.state, "build_optimizer", _decay_last), "optimizer", r"momentum_buffer/.*"),
     Mutant("no weight decay", "weight decay", optimizer_of_torch(weight_decay=0.0), "optimizer", r"momentum_buffer/.*"),
     Mutant("decoupled decay in Adam", "weight decay", optimizer_of_torch(name="adamw"), "optimizer", r"exp_avg/.*", "adam"),
-    Mutant("optax's default decay in AdamW", "weight decay", wrap(flax_impl.train, "build_optimizer", _default_adamw), "parameter", r".*weight", "adamw"),
+    Mutant("optax's default decay in AdamW", "weight decay", wrap(flax_impl.state, "build_optimizer", _default_adamw), "parameter", r".*weight", "adamw"),
     Mutant("Adam's eps of 1e-7", "Adam", optimizer_of_torch(eps=1e-7), "parameter", ".*", "adamw"),
-    Mutant("Adam's eps inside the root", "Adam", wrap(flax_impl.train, "build_optimizer", _eps_in_root), "parameter", ".*", "adamw"),
-    Mutant("Adam without bias correction", "Adam", wrap(flax_impl.train, "build_optimizer", _no_bias_correction), "parameter", ".*", "adamw"),
+    Mutant("Adam's eps inside the root", "Adam", wrap(flax_impl.state, "build_optimizer", _eps_in_root), "parameter", ".*", "adamw"),
+    Mutant("Adam without bias correction", "Adam", wrap(flax_impl.state, "build_optimizer", _no_bias_correction), "parameter", ".*", "adamw"),
     Mutant("momentum of 0.8", "SGD", optimizer_of_torch(momentum=0.8), "optimizer", r"momentum_buffer/.*", step=1),
     Mutant("plain momentum for Nesterov's", "SGD", optimizer_of_torch(nesterov=False), "parameter", ".*", "nesterov"),
     Mutant("optax's own clipping", "gradient clip", wrap(flax_impl.optim, "clip_gradients", lambda f, norm: optax.clip_by_global_norm(norm)), "optimizer", r"momentum_buffer/.*", "clip"),
-    Mutant("the next step's learning rate", "schedule", wrap(flax_impl.train, "build_schedule", _late_rate), "parameter", ".*", step=3),
-    Mutant("milestones counted in steps", "schedule", wrap(torch_impl.train, "build_schedule", _rate_per_step), "parameter", ".*", step=1),
+    Mutant("the next step's learning rate", "schedule", wrap(flax_impl.state, "build_schedule", _late_rate), "parameter", ".*", step=3),
+    Mutant("milestones counted in steps", "schedule", wrap(torch_impl.state, "build_schedule", _rate_per_step), "parameter", ".*", step=1),
     Mutant("label smoothing on one side", "loss", wrap(F, "cross_entropy", _smoothed), "loss", "loss"),
     Mutant("a small batch's sum over the full batch's size", "mean of means", wrap(F, "cross_entropy", _over_full_batch), "loss", "loss", step=3),
     Mutant("a dense layer in float32", "dtype", wrap(nn.Dense, "__call__", _in_float32), "activation", "fc6"),
     Mutant("an adaptive pool that interpolates", "adaptive pool", wrap(flax_impl.model, "adaptive_avg_pool", _averaged_bins), "activation", "drop6", "odd"),
-    Mutant("noise in a gradient", "nondeterminism", wrap(torch_impl.train, "init_state", _noise), "gradient", r"fc8\.bias"),
+    Mutant("noise in a gradient", "nondeterminism", wrap(torch_impl.state, "init_state", _noise), "gradient", r"fc8\.bias"),
     Mutant("NaN in a gradient after the backward pass", "nondeterminism", wrap(torch_impl.train, "clip_gradients", _poisoned), "optimizer", r"momentum_buffer/conv1\.conv\.weight"),
     Mutant("dropout keys a step ahead", "draws", wrap(torch_impl.dropout.StepKey, "at", _one_more), "activation", "drop6"),
     Mutant("dropout keys of another path", "draws", wrap(torch_impl.dropout, "module_key", _other_path), "activation", "drop6"),
@@ -418,8 +335,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("a micro-batch with the first rows' masks", "accumulation", wrap(torch_impl.dropout, "bernoulli", lambda f, *args, **kwargs: f(*args, **{**kwargs, "first": 0})), "activation", "drop6", "everything"),
     Mutant("micro-batches of a ragged batch weighed alike", "mean of means", wrap(torch_impl.train, "backward", _weighed_alike), "loss", "loss", "everything", step=3),
     Mutant("mixed with the other neighbour", "mixing", wrap(torch_impl.train, "mix", _other_neighbour), "input", "images", "everything"),
-    Mutant("pixels mixed, labels not", "mixing", wrap(torch_impl.train, "soft_targets", lambda f, labels, draws, *rest: f(labels, {}, *rest)), "loss", "loss", "everything"),
-    Mutant("a cosine over one epoch more", "schedule", wrap(flax_impl.train, "build_schedule", lambda f, spec, base, steps, epochs: f(spec, base, steps, epochs + 1)), "parameter", ".*", "everything", step=3),
+    Mutant("pixels mixed, labels not", "mixing", wrap(torch_impl.train, "soft_targets", lambda f, labels, draws, partner, *rest: f(labels, draws, None, *rest)), "loss", "loss", "everything"),
+    Mutant("a cosine over one epoch more", "schedule", wrap(flax_impl.state, "build_schedule", lambda f, spec, base, steps, epochs: f(spec, base, steps, epochs + 1)), "parameter", ".*", "everything", step=3),
     Mutant("biases decay on one side", "weight decay", optimizer_of_torch(decay_biases=False), "optimizer", r"momentum_buffer/.*bias", step=1),
     Mutant("contrast before brightness", "jitter", draws_of_torch(jitter=lambda factors: factors[:, [1, 0, 2]]), "input", "images", "everything"),
     Mutant("another standard deviation", "preprocess", spec_of_flax(std=(0.247, 0.243, 0.262)), "input", "images"),

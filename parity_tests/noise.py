@@ -16,16 +16,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+import flax_impl.state
 import flax_impl.train
+import torch_impl.state
 import torch_impl.train
-from common.arch import Arch
-from common.datasets import Dataset
-from common.pipeline import Batch, steps_per_epoch
-from common.recipes import Recipe
-from flax_impl import device as flax_device
+from common.arch.spec import Arch
+from common.data.batch import Batch
+from common.data.dataset import Dataset
+from common.data.pipeline import steps_per_epoch
+from common.recipes.spec import Recipe
+from flax_impl import feed as flax_feed
 from parity_tests.material import first_batches
 from parity_tests.sides import Edit, make_states
-from torch_impl import device as torch_device
+from torch_impl import feed as torch_feed
 
 Curve = npt.NDArray[np.float64]
 
@@ -69,7 +72,7 @@ def torch_curve(subject: Subject, edit: Edit | None = None) -> Curve:
     for batch in _batches(subject):
         if edit:
             edit(state.model)
-        sums.append(torch_impl.train.train_step(state, *torch_device.to_device(batch, torch.device("cpu"))))
+        sums.append(torch_impl.train.train_step(state, torch_feed.to_device(batch, torch.device("cpu"))))
     return np.array([float(row["loss"]) / float(row["count"]) for row in sums])
 
 
@@ -78,7 +81,7 @@ def flax_curve(subject: Subject) -> Curve:
     _, state = _states(subject)
     device, sums = jax.devices("cpu")[0], []
     for batch in _batches(subject):
-        state, row = flax_impl.train.train_step(state, *flax_device.to_device(batch, device))
+        state, row = flax_impl.train.train_step(state, flax_feed.to_device(batch, device))
         sums.append(row)
     return np.array([float(row["loss"]) / float(row["count"]) for row in sums])
 
@@ -96,7 +99,7 @@ def first_outside(ours: Curve, theirs: Curve, width: Curve) -> int | None:
     return int(np.argmax(outside)) if outside.any() else None
 
 
-def _states(subject: Subject) -> tuple[torch_impl.train.TrainState, flax_impl.train.TrainState]:
+def _states(subject: Subject) -> tuple[torch_impl.state.TrainState, flax_impl.state.TrainState]:
     return make_states(subject.recipe, subject.arch, steps_per_epoch(subject.data, subject.recipe))
 
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common.run import write_json
+from common.runs.files import write_json
 
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"  # where this project's commands file what they find
 Record = Callable[[str, dict[str, Any]], None]
 
 

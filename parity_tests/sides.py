@@ -13,16 +13,21 @@ import numpy as np
 import optax
 import torch
 
+import flax_impl.optim
+import flax_impl.state
 import flax_impl.train
+import torch_impl.optim
+import torch_impl.state
 import torch_impl.train
-from common.arch import Arch
-from common.pipeline import Batch
-from common.recipes import Recipe
+from common.arch.spec import Arch
+from common.data.batch import Batch
+from common.recipes.spec import Recipe
 from flax_impl import convert
 from flax_impl import device as flax_device
-from parity_tests.compare import Tensors, Trace
+from flax_impl import feed as flax_feed
+from parity.compare import Tensors, Trace
 from torch_impl import device as torch_device
-from torch_impl import weights
+from torch_impl import feed as torch_feed
 
 Edit = Callable[[torch.nn.Module], None]
 
@@ -37,7 +42,7 @@ def make_pair(
 
 def make_states(
     recipe: Recipe, arch: Arch, steps: int, edit: Edit | None = None, device: str = "cpu"
-) -> tuple[torch_impl.train.TrainState, flax_impl.train.TrainState]:
+) -> tuple[torch_impl.state.TrainState, flax_impl.state.TrainState]:
     """Both frameworks' states at the start of a run, with the same initial weights, drawn by PyTorch.
 
     Args:
@@ -47,11 +52,11 @@ def make_states(
         edit: changes PyTorch's weights before Flax gets them.
         device: "cpu" or "gpu", for both.
     """
-    ours = torch_impl.train.init_state(recipe, arch, steps, torch_device.pick_device(device))
+    ours = torch_impl.state.init_state(recipe, arch, steps, torch_device.pick_device(device))
     if edit:
         edit(ours.model)
     place = flax_device.pick_device(device)
-    theirs = flax_impl.train.init_state(recipe, arch, steps, place)
+    theirs = flax_impl.state.init_state(recipe, arch, steps, place)
     given = {name: tensor.cpu() for name, tensor in ours.model.state_dict().items()}
     variables = jax.device_put(convert.from_torch(given, arch), place)
     return ours, theirs.replace(params=variables["params"], batch_stats=variables.get("batch_stats", {}))
@@ -62,7 +67,7 @@ class TorchSide:
 
     name = "PyTorch"
 
-    def __init__(self, state: torch_impl.train.TrainState, arch: Arch) -> None:
+    def __init__(self, state: torch_impl.state.TrainState, arch: Arch) -> None:
         self.state, self.arch = state, arch
         self.seen: dict[str, list[np.ndarray]] = {}
         # As the backward pass leaves them, before any clipping. The hooks hold the dict alone: autograd keeps hooks
@@ -82,14 +87,14 @@ class TorchSide:
 
     def step(self, batch: Batch) -> Trace:
         """Train on one batch; see `compare.Side`."""
-        model, device = self.state.model, next(self.state.model.parameters()).device
-        images, labels, draws = torch_device.to_device(batch, device)
-        moved = {"images": images, "labels": labels.int(), **draws}
+        model = self.state.model
+        inputs = torch_feed.to_device(batch, self.state.device)
+        moved = _flat_inputs(inputs) | {"labels": inputs.labels.int()}
         scale = self.state.scaler.get_scale()
         self.gradients.clear()
         self.seen.clear()
-        sums = torch_impl.train.train_step(self.state, images, labels, draws)
-        memory = weights.optimizer_state(self.state.optimizer, model)
+        sums = torch_impl.train.train_step(self.state, inputs)
+        memory = torch_impl.optim.optimizer_state(self.state.optimizer, model)
         named = dict(model.named_parameters())
         seen = {name: np.concatenate(arrays) for name, arrays in self.seen.items()}
         return {
@@ -112,26 +117,25 @@ class FlaxSide:
 
     name = "Flax"
 
-    def __init__(self, state: flax_impl.train.TrainState, arch: Arch) -> None:
+    def __init__(self, state: flax_impl.state.TrainState, arch: Arch) -> None:
         self.record = _FlaxRecord()
         self.state, self.arch = state.replace(tx=self.record.watched(state.tx)), arch
         self._step = jax.jit(unwrap(flax_impl.train.train_step))  # without the original's trace and donation
 
     def step(self, batch: Batch) -> Trace:
         """Train on one batch; see `compare.Side`."""
-        device = jax.tree.leaves(self.state.params)[0].device
-        images, labels, draws = flax_device.to_device(batch, device)
+        inputs = flax_feed.to_device(batch, self.state.device)
         with nn.intercept_methods(self.record.intercept):
-            self.state, sums = self._step(self.state, images, labels, draws)
+            self.state, sums = self._step(self.state, inputs)
         jax.effects_barrier()
         gradients = convert.named({"params": self.record.gradients}, self.arch)
-        memory = convert.optimizer_to_torch(self.state.opt_state, self.arch)
+        memory = flax_impl.optim.optimizer_state(self.state.opt_state, self.arch)
         variables = convert.named(self.state.variables, self.arch)
         whole = {name: np.concatenate(arrays) for name, arrays in self.record.seen.items()}
         seen = {name: _channels_first(name, array, self.arch) for name, array in whole.items()}
         self.record.clear()
         return {
-            "batch": _as_used({"images": images, "labels": labels, **draws}, self.state.recipe),
+            "batch": _as_used(_flat_inputs(inputs), self.state.recipe),
             "input": {"images": seen.pop("images")},
             "activation": seen,
             "loss": _means(sums),
@@ -197,6 +201,12 @@ def _channels_first(name: str, array: np.ndarray, arch: Arch) -> np.ndarray:
     if name == first:
         return array.reshape(-1, *arch.feature_size).transpose(0, 3, 1, 2).reshape(array.shape)
     return array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
+
+
+def _flat_inputs(inputs: Any) -> dict[str, Any]:
+    """What a step is fed, by name."""
+    facts = {name: array for name, array in inputs.facts._asdict().items() if array is not None}
+    return {"images": inputs.images, "labels": inputs.labels, **inputs.draws, **facts}
 
 
 def _means(sums: Any) -> Tensors:

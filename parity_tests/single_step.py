@@ -16,12 +16,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import torch_impl.state
 import torch_impl.train
-from common.arch import ARCHS, Arch, AvgPool, MaxPool
-from common.pipeline import Batch
-from common.recipes import Optimizer, Precision, Preprocess, Recipe
-from parity_tests.compare import Bounds, Report, Trace, Unit, compare_traces
-from parity_tests.material import first_batches, pixels
+from common.arch.spec import Arch, AvgPool, MaxPool
+from common.arch.zoo import ARCHS
+from common.data.batch import Batch
+from common.data.synthetic import pixels
+from common.recipes.spec import Optimizer, Precision, Preprocess, Recipe
+from parity.compare import Bounds, Report, Trace, Unit, compare_traces
+from parity_tests.material import first_batches
 from parity_tests.sides import TorchSide, make_pair
 from torch_impl.dropout import SharedDropout
 
@@ -100,8 +103,8 @@ def rounding(
     place = torch.device("cuda" if device == "gpu" else "cpu")
     avoid_kinks = precision != "bfloat16" if avoid_kinks is None else avoid_kinks
     for seed in count():
-        narrow = torch_impl.train.init_state(recipe, arch, 1, place)
-        wide = torch_impl.train.init_state(replace(recipe, precision="float64"), arch, 1, place)
+        narrow = torch_impl.state.init_state(recipe, arch, 1, place)
+        wide = torch_impl.state.init_state(replace(recipe, precision="float64"), arch, 1, place)
         wide.model.load_state_dict(narrow.model.state_dict())
         for module in wide.model.modules():
             if isinstance(module, SharedDropout):

@@ -15,8 +15,9 @@ from rich.table import Table
 
 import flax_impl
 import torch_impl
-from common.arch import Arch, get_arch
-from common.cli import guard
+from common.arch.spec import Arch
+from common.arch.zoo import get_arch
+from common.commands.shell import guard
 
 Shape = tuple[int, ...]
 

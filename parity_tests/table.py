@@ -19,19 +19,21 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from common.arch import ARCHS
-from common.cli import guard
+from common.arch.zoo import ARCHS
+from common.commands.shell import guard
 from common.errors import UserError, lookup
-from common.recipes import RECIPES, Precision
-from common.run import package_versions, write_json, write_text
+from common.recipes.spec import Precision
+from common.recipes.zoo import RECIPES
+from common.runs.files import write_json, write_text
+from common.system import package_versions
+from parity.compare import Bounds, Difference, Report
 from parity_tests import curves
-from parity_tests.compare import Bounds, Difference, Report
+from parity_tests.results import RESULTS
 from parity_tests.single_step import bounds_for, compare_step, rounding
 from torch_impl.device import describe, pick_device
 
 PRECISIONS: tuple[Precision, ...] = ("float64", "float32", "bfloat16")
 CURVE_STEPS = 12
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What each process of a test of several runs: `python -m common.launch --processes 2 -- parity_tests.together ...`."""
+"""What each of several processes runs in a test, under `common.commands.launch`."""
 
 from __future__ import annotations
 
@@ -14,25 +14,32 @@ import numpy as np
 import torch
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+import flax_impl.accumulate
 import flax_impl.device
 import flax_impl.evaluate
+import flax_impl.feed
 import flax_impl.train
 import flax_impl.world
 import torch_impl.device
 import torch_impl.evaluate
+import torch_impl.feed
+import torch_impl.state
 import torch_impl.train
 import torch_impl.world
-from common.arch import ARCHS
-from common.pipeline import Batch, steps_per_epoch
-from common.recipes import FineTune, LossScale, Optimizer
-from common.run import Framework, Scores
+from common.arch.zoo import ARCHS
+from common.data.batch import Batch
+from common.data.pipeline import steps_per_epoch
+from common.frameworks import Framework
+from common.recipes.spec import FineTune, LossScale, Optimizer
+from common.runs.scores import Scores
 from common.world import World
 from flax_impl.convert import to_torch
 from parity_tests import material
 from parity_tests.material import first_batches, narrow
-from parity_tests.mutants import Patch, Subject, subjects, with_everything, with_norm, wrap
+from parity_tests.mutants import Patch, wrap
 from parity_tests.sides import make_states
-from torch_impl.sync_norm import SyncBatchNorm
+from parity_tests.subjects import Subject, subjects, with_everything, with_norm
+from torch_impl.layers import SyncBatchNorm
 
 STEPS = 6  # of which the fourth has two examples, fewer than the processes may be
 
@@ -81,35 +88,37 @@ def run(framework: Framework, subject: Subject, world: World) -> Trace:
 
 def _run_torch(subject: Subject, world: World) -> Trace:
     recipe, data = subject.recipe, subject.data
-    state = torch_impl.train.init_state(recipe, subject.arch, steps_per_epoch(data, recipe), torch.device("cpu"))
+    state = torch_impl.state.init_state(recipe, subject.arch, steps_per_epoch(data, recipe), torch.device("cpu"))
     torch_impl.world.share(state, world, 0)
     steps, scales = [], []
     for batch in first_batches(data, recipe, STEPS, world):
         sums = torch_impl.world.add_up(_torch_step(state, batch), world)
         steps.append([float(sums[name]) for name in ("loss", "correct", "count")])
         scales.append(state.scaler.get_scale())
-    scores = torch_impl.evaluate.evaluate(state.model, data, recipe, world=world)
+    [feed] = torch_impl.feed.feeds([data], recipe, state.device, world)
+    scores = torch_impl.evaluate.evaluate(state.model, feed)
     weights = {name: tensor.numpy() for name, tensor in state.model.state_dict().items() if "tracked" not in name}
     return Trace(np.array(steps), scores, weights, tuple(scales))
 
 
-def _torch_step(state: torch_impl.train.TrainState, batch: Batch) -> dict[str, torch.Tensor]:
-    inputs = torch_impl.device.to_device(batch, torch.device("cpu"))
-    return torch_impl.train.train_step(state, *inputs, batch.first, batch.count)
+def _torch_step(state: torch_impl.state.TrainState, batch: Batch) -> dict[str, torch.Tensor]:
+    inputs = torch_impl.feed.to_device(batch, torch.device("cpu"))
+    return torch_impl.train.train_step(state, inputs, batch.first, batch.count)
 
 
 def _run_flax(subject: Subject, world: World) -> Trace:
     recipe, data = subject.recipe, subject.data
     _, state = make_states(recipe, subject.arch, steps_per_epoch(data, recipe))
     state, _ = flax_impl.world.share(state, world, 0)
-    place = jax.tree.leaves(state.params)[0].device
+    place = state.device
     steps, scales = [], []
     for batch in first_batches(data, recipe, STEPS, world):
-        state, sums = flax_impl.train.train_step(state, *flax_impl.device.to_device(batch, place))
+        state, sums = flax_impl.train.train_step(state, flax_impl.feed.to_device(batch, place))
         sums = flax_impl.world.add_up(sums, world)
         steps.append([float(sums[name]) for name in ("loss", "correct", "count")])
         scales.append(1.0 if state.scaler.scale is None else float(state.scaler.scale))
-    scores = flax_impl.evaluate.evaluate(state.model, state.variables, data, recipe, world=world)
+    [feed] = flax_impl.feed.feeds([data], recipe, place, world)
+    scores = flax_impl.evaluate.evaluate(state.model, state.variables, feed)
     weights = to_torch(jax.device_get(state.variables), subject.arch)
     return Trace(np.array(steps), scores, dict(weights), tuple(scales))
 
@@ -121,8 +130,9 @@ def exchanges(subject: Subject) -> set[str]:
     state = state.replace(processes=jax.device_count())
     [batch] = first_batches(subject.data, recipe, 1)
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
-    inputs = jax.device_put((batch.images, batch.labels, batch.draws), NamedSharding(mesh, PartitionSpec("data")))
-    program = flax_impl.train.train_step.lower(state, *inputs).compile().as_text() or ""
+    given: Any = (batch.images, batch.labels, batch.draws, batch.facts)
+    inputs = jax.device_put(flax_impl.feed.Inputs(*given), NamedSharding(mesh, PartitionSpec("data")))
+    program = flax_impl.train.train_step.lower(state, inputs).compile().as_text() or ""
     names = r"\b(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
     return set(re.findall(names, program))
 
@@ -162,20 +172,17 @@ def load(path: Path) -> Trace:
         return Trace(file["steps"], Scores(loss, *map(int, counts)), weights, tuple(file["scales"].tolist()))
 
 
-def _mean_of_means(f: Any, state: Any, x: torch.Tensor, targets: torch.Tensor, row: int, *rest: int) -> Any:
-    first, _ = rest
-    return f(state, x, targets, row, first, len(x) * state.world.size)
+def _mean_of_means(f: Any, backward: Any, state: Any, x: torch.Tensor, targets: Any, first: int, count: int) -> Any:
+    return f(backward, state, x, targets, first, len(x) * state.world.size)
 
 
-def _same_masks(f: Any, state: Any, x: torch.Tensor, targets: torch.Tensor, row: int, *rest: int) -> Any:
-    _, count = rest
-    return f(state, x, targets, row, 0, count)
+def _same_masks(f: Any, backward: Any, state: Any, x: torch.Tensor, targets: Any, first: int, count: int) -> Any:
+    return f(backward, state, x, targets, 0, count)
 
 
 def _padding_counts(f: Any, *args: Any, **kwargs: Any) -> Any:
     for batch in f(*args, **kwargs):
-        batch.draws.pop("real", None)
-        yield batch
+        yield replace(batch, facts=batch.facts._replace(real=None))
 
 
 def _no_mask(f: Any, real: jax.Array) -> Any:
@@ -187,11 +194,11 @@ def _first_rows(f: Any, world: World, count: int) -> np.ndarray:
 
 
 FAULTS: dict[str, Patch] = {
-    "mean of means": wrap(torch_impl.train, "backward", _mean_of_means),
-    "same masks": wrap(torch_impl.train, "backward", _same_masks),
+    "mean of means": wrap(torch_impl.train, "accumulate", _mean_of_means),
+    "same masks": wrap(torch_impl.train, "accumulate", _same_masks),
     "local batch norm": wrap(torch_impl.world, "synchronise_norms", lambda f, model: None),
     "padding counts": wrap(material, "batches", _padding_counts),
-    "padding normalises": wrap(flax_impl.train, "norm_over", _no_mask),
+    "padding normalises": wrap(flax_impl.accumulate, "norm_over", _no_mask),
     "same rows": wrap(World, "rows", _first_rows),
 }
 

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from zipfile import ZIP_STORED, ZipFile
 
 import torch
 
-from common.arch import Arch
+from common.arch.spec import Arch
 from common.config import to_dict
 from common.errors import DamagedError, NonFiniteError, UserError, first_line
-from common.files import atomic, missing
-from common.journal import Journal, Progress
-from torch_impl import weights
+from common.runs.files import atomic, missing
+from common.runs.progress import Progress
 from torch_impl.model import AlexNet, LeNet, build
-
-if TYPE_CHECKING:
-    from torch_impl.train import TrainState
+from torch_impl.state import TrainState
 
 
 def save(path: Path, state: TrainState, progress: Progress) -> None:
@@ -65,36 +62,18 @@ def load(path: Path, state: TrainState) -> Progress:
     return progress
 
 
-def load_model(path: Path, arch: Arch, precision: str = "float32") -> AlexNet | LeNet:
-    """The network alone, from a checkpoint or into this precision from a .safetensors file, on the CPU.
+def load_model(path: Path, arch: Arch) -> AlexNet | LeNet:
+    """The network alone, in the dtype that the checkpoint has, on the CPU.
 
     Raises:
         UserError: the file cannot be read or does not fit `arch`.
     """
-    model = build(arch)
-    if path.suffix == ".safetensors":
-        weights.load(path, model.to(getattr(torch, precision)), arch)
-        return model
-    content = _read(path)
+    model, content = build(arch), _read(path)
     try:
         model.to(next(iter(content["model"].values())).dtype).load_state_dict(content["model"])
     except Exception as error:  # as above
         raise UserError(f"{path} is not a checkpoint of {arch.name}: {first_line(error)}.") from error
     return model
-
-
-def load_newest(journal: Journal, state: TrainState) -> Progress | None:
-    """Load the newest checkpoint of a run that is whole, setting damaged ones aside.
-
-    Returns:
-        Where it was written; None if there is none.
-    """
-    for path in reversed(journal.run.checkpoints("torch")):
-        try:
-            return load(path, state)
-        except DamagedError as error:
-            journal.set_aside(path, error)
-    return None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,27 +1,17 @@
-"""Where PyTorch computes, and how a batch gets there. Read next to `flax_impl/device.py`."""
+"""Where PyTorch computes, and in what. Read next to `flax_impl/device.py`."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from math import inf
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from common.datasets import Dataset
 from common.errors import UserError
-from common.memory import keep_freed
-from common.pipeline import Batch, one_ahead
-from common.recipes import Precision
-from common.run import peak_resident_bytes
-
-Inputs = tuple[Tensor, Tensor, dict[str, Tensor]]
-
-RESIDENT_SHARE = 0.25  # of a device's memory that a dataset may take for good
+from common.recipes.spec import Precision
+from common.system import keep_freed, peak_resident_bytes
 
 
 def pick_device(name: str) -> torch.device:
@@ -39,6 +29,11 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda")
     keep_freed()
     return torch.device("cpu")
+
+
+def memory(device: torch.device) -> float:
+    """The device's, in bytes; a CPU's counts as infinite, for what is kept there is not copied."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else inf
 
 
 def compute_in(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
@@ -90,63 +85,3 @@ def peak_memory(device: torch.device) -> int:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory is full; of CPU memory PyTorch has no class of its own."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
-
-
-def to_device(batch: Batch, device: torch.device) -> Inputs:
-    """Images uint8 (N, H, W, C), labels int64 (N,) and draws on the device; the copies do not wait for it."""
-    return _move(batch.images, device), _move(batch.labels, device).long(), _move_all(batch.draws, device)
-
-
-class Feed:
-    """Takes the pipeline's batches to the device, one ahead of the step that computes.
-
-    Examples that are in memory and take up to `RESIDENT_SHARE` of the device's are kept there as uint8, so that only
-    their indices and draws travel. Others are copied batch by batch, beside the computation.
-
-    Args:
-        data: that the batches are of.
-        device: where they go.
-    """
-
-    def __init__(self, data: Dataset, device: torch.device) -> None:
-        self.device, arrays = device, data.arrays
-        self.kept: tuple[Tensor, Tensor] | None = None
-        if arrays and arrays.images.nbytes <= RESIDENT_SHARE * _memory(device):
-            self.kept = _move(arrays.images, device), _move(arrays.labels, device).long()
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-
-    def __call__(self, source: Iterable[Batch]) -> Iterator[tuple[Batch, Inputs]]:
-        """Each batch with its inputs on the device: images uint8 (N, H, W, C), labels int64 (N,) and draws."""
-        return one_ahead((batch, self._put(batch)) for batch in source)
-
-    def _put(self, batch: Batch) -> Inputs:
-        if not self.stream:
-            return self._take(batch)
-        with torch.cuda.stream(self.stream):
-            images, labels, draws = self._take(batch)
-        now = torch.cuda.current_stream(self.device)
-        now.wait_stream(self.stream)
-        for tensor in (images, labels, *draws.values()):
-            tensor.record_stream(now)  # else its memory could be given to the next batch before the step has read it
-        return images, labels, draws
-
-    def _take(self, batch: Batch) -> Inputs:
-        if not self.kept:
-            return to_device(batch, self.device)
-        ids = _move(batch.ids, self.device)
-        images, labels = self.kept
-        return images[ids], labels[ids], _move_all(batch.draws, self.device)
-
-
-def _move(array: np.ndarray, device: torch.device) -> Tensor:
-    tensor = torch.as_tensor(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-
-def _move_all(draws: dict[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
-    return {name: _move(array, device) for name, array in draws.items()}
-
-
-def _memory(device: torch.device) -> float:
-    """The device's, in bytes; on the CPU nothing is copied, so there is no limit."""
-    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else inf

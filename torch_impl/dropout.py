@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.arch import Size
+from common.arch.spec import Size
 
 Key = tuple[int, int]
 Words = tuple[int | Tensor, int | Tensor]  # a key, or int32 tensors of its two words

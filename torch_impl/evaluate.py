@@ -8,16 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common import cli
-from common.datasets import Dataset
-from common.evaluation import Watch
-from common.networks import Network
-from common.pipeline import Batch, batches
-from common.recipes import Recipe
-from common.run import Scores
-from common.world import ALONE, World
-from torch_impl import checkpoint, weights
-from torch_impl.device import compute_in, pick_device, to_device
+from common.commands.evaluate import run_evaluate
+from common.data.dataset import Dataset
+from common.recipes.spec import Recipe
+from common.reports.evaluation import Watch
+from common.runs.scores import Scores
+from common.weights.network import Network
+from torch_impl import weights
+from torch_impl.device import compute_in, pick_device
+from torch_impl.feed import Feed, Inputs, feeds
 from torch_impl.model import AlexNet, LeNet, build
 from torch_impl.preprocess import crop, preprocess
 from torch_impl.world import add_up
@@ -46,25 +45,24 @@ def ten_crop(images: Tensor, side: int, pad: int = 0) -> Tensor:
 
 
 @torch.no_grad()
-def log_probabilities(model: AlexNet | LeNet, batch: Batch, recipe: Recipe, *, ten: bool = False) -> Tensor:
+def log_probabilities(model: AlexNet | LeNet, inputs: Inputs, recipe: Recipe, *, ten: bool = False) -> Tensor:
     """Log-softmax of a batch's logits (N, classes), on the device in the parameters' dtype.
 
     Args:
         model: in any mode; it is left in evaluation.
-        batch: of evaluation, with central crops.
+        inputs: of a batch of evaluation, with central crops.
         recipe: gives preprocessing and precision.
         ten: average the probabilities of `ten_crop`'s crops instead, from the recipe's crop and padding.
     """
-    parameter = next(model.parameters())
-    images, _, draws = to_device(batch, parameter.device)
-    spec = recipe.preprocess
+    images, _, draws, _ = inputs
+    spec, dtype = recipe.preprocess, next(model.parameters()).dtype
     model.eval()
 
     def forward(view: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        x = preprocess(view, draws, spec, parameter.dtype)
+        x = preprocess(view, draws, spec, dtype)
         with compute_in(recipe.precision, x.device):
             logits = model(x)
-        return F.log_softmax(logits.to(parameter.dtype), 1)
+        return F.log_softmax(logits.to(dtype), 1)
 
     if not ten:
         return forward(images, draws)
@@ -73,53 +71,42 @@ def log_probabilities(model: AlexNet | LeNet, batch: Batch, recipe: Recipe, *, t
     return torch.stack([forward(view, {}) for view in crops]).logsumexp(0) - log(len(crops))
 
 
-def eval_step(model: AlexNet | LeNet, batch: Batch, recipe: Recipe, *, ten: bool = False) -> dict[str, Tensor]:
+def eval_step(model: AlexNet | LeNet, inputs: Inputs, recipe: Recipe, *, ten: bool = False) -> dict[str, Tensor]:
     """Sums over one batch, on the device: `loss` (cross-entropy in nats), `top1`, `top5` and `count`.
 
     And `log_probabilities` (N, classes); `ten` as there.
     """
-    scores = log_probabilities(model, batch, recipe, ten=ten)
-    labels = torch.as_tensor(batch.labels, device=scores.device).long()
-    guesses = scores.topk(min(5, scores.shape[1])).indices == labels[:, None]
+    scores = log_probabilities(model, inputs, recipe, ten=ten)
+    guesses = scores.topk(min(5, scores.shape[1])).indices == inputs.labels[:, None]
     return {
-        "loss": F.nll_loss(scores, labels, reduction="sum"),
+        "loss": F.nll_loss(scores, inputs.labels, reduction="sum"),
         "top1": guesses[:, 0].sum(),
         "top5": guesses.sum(),
-        "count": torch.tensor(len(labels)),
+        "count": torch.tensor(len(scores)),
         "log_probabilities": scores,
     }
 
 
-def evaluate(
-    model: AlexNet | LeNet,
-    data: Dataset,
-    recipe: Recipe,
-    *,
-    ten: bool = False,
-    watch: Watch | None = None,
-    world: World = ALONE,
-) -> Scores:
+def evaluate(model: AlexNet | LeNet, feed: Feed, *, ten: bool = False, watch: Watch | None = None) -> Scores:
     """Score a model on every example of a split.
 
     Args:
-        model: to score.
-        data: the split.
-        recipe: gives batch size, preprocessing and precision.
+        model: to score, where the feed takes the split.
+        feed: of the split; its recipe gives batch size, preprocessing and precision. Of several processes each scores
+            its rows of each batch; the sums are those of all.
         ten: average ten crops of each image.
         watch: is given each batch's labels (n,) and probabilities (n, classes).
-        world: the process that scores its rows of each batch; the sums are those of all processes.
     """
     steps = []
-    for batch in batches(data, recipe, 0, train=False, world=world):
-        step = eval_step(model, batch, recipe, ten=ten)
+    for batch, inputs in feed():
+        step = eval_step(model, inputs, feed.recipe, ten=ten)
         scores = step.pop("log_probabilities")  # dropped at once: all of a split's would fill the device
         if watch:
             watch(batch.labels, scores.exp().numpy(force=True))
         steps.append(step)
     totals = {name: sum(float(step[name]) for step in steps) for name in ("loss", "top1", "top5", "count")}
-    device = next(model.parameters()).device
-    sums = {name: torch.tensor(total, dtype=torch.float64, device=device) for name, total in totals.items()}
-    loss, top1, top5, count = (float(total) for total in add_up(sums, world).values())
+    sums = {name: torch.tensor(total, dtype=torch.float64, device=feed.device) for name, total in totals.items()}
+    loss, top1, top5, count = (float(total) for total in add_up(sums, feed.world).values())
     return Scores(loss, int(top1), int(top5), int(count))
 
 
@@ -130,7 +117,7 @@ def open_network(network: Network, device: str) -> AlexNet | LeNet:
         UserError: its file cannot be had or read, or does not fit.
     """
     if network.path:
-        model = checkpoint.load_model(network.path, network.arch, network.recipe.param_dtype)
+        model = weights.load_model(network.path, network.arch, network.recipe.param_dtype)
     else:
         model = build(network.arch)
         weights.load_pretrained(model, network.arch)
@@ -143,7 +130,9 @@ def evaluate_network(network: Network, device: str, data: Dataset, *, ten: bool,
     Raises:
         UserError: as `open_network`.
     """
-    return evaluate(open_network(network, device), data, network.recipe, ten=ten, watch=watch)
+    model = open_network(network, device)
+    [feed] = feeds([data], network.recipe, next(model.parameters()).device)
+    return evaluate(model, feed, ten=ten, watch=watch)
 
 
 def class_names() -> tuple[str, ...]:
@@ -152,4 +141,4 @@ def class_names() -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    cli.evaluate("torch", evaluate_network, class_names)
+    run_evaluate("torch", evaluate_network, class_names)

@@ -13,13 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import cli
-from common.export import (
+from common.commands.export import run_export
+from common.weights.export import (
     INPUT,
     OPSET,
     OUTPUT,
     Predict,
-    Source,
     check_onnx,
     check_opset,
     note,
@@ -28,14 +27,15 @@ from common.export import (
     run_onnx,
     write,
 )
-from torch_impl import checkpoint
+from common.weights.network import Network
+from torch_impl import weights
 from torch_impl.model import AlexNet, LeNet
 
 FORMATS = {"pt2": ".pt2", "onnx": ".onnx", "torchscript": ".pt"}
 LAYOUT = "NCHW"
 
 
-def export(source: Source, dest: Path, kind: str, opset: int = OPSET) -> float:
+def export(source: Network, dest: Path, kind: str, opset: int = OPSET) -> float:
     """Write a network to a file that, reloaded, gives the network's logits.
 
     Args:
@@ -50,7 +50,7 @@ def export(source: Source, dest: Path, kind: str, opset: int = OPSET) -> float:
     Raises:
         UserError: the source cannot be read, the format cannot hold the network, or the file cannot be written.
     """
-    model = checkpoint.load_model(source.path, source.arch).float().eval()
+    model = _load(source).eval()
     content = serialize(model, kind, opset)
     height, width, channels = source.arch.image
     worst = prove(partial(logits, model), reload(content, kind), (channels, height, width))
@@ -107,6 +107,12 @@ def logits(model: torch.nn.Module, images: np.ndarray) -> np.ndarray:
     return model(torch.from_numpy(images)).numpy()
 
 
+def _load(source: Network) -> AlexNet | LeNet:
+    """The network in float32."""
+    assert source.path
+    return weights.load_model(source.path, source.arch).float()
+
+
 def _to_onnx(model: AlexNet | LeNet, images: torch.Tensor, opset: int) -> bytes:
     with onnx_errors(opset), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about its own parts
@@ -126,4 +132,4 @@ def _to_onnx(model: AlexNet | LeNet, images: torch.Tensor, opset: int) -> bytes:
 
 
 if __name__ == "__main__":
-    cli.export("torch", FORMATS, export)
+    run_export("torch", FORMATS, export)

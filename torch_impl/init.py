@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from math import sqrt
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from common.initializers import Init, Kernel, fans
-
-if TYPE_CHECKING:
-    from torch_impl.model import AlexNet, LeNet
+from common.arch.initializers import Init, Kernel, fans
+from torch_impl.model import AlexNet, LeNet
 
 
 @torch.no_grad()

@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.arch import After, Arch, AvgPool, ConvSpec, MaxPool, get_arch
+from common.arch.spec import After, Arch, AvgPool, ConvSpec, MaxPool
 from common.errors import UserError
-from common.initializers import get_init
-from torch_impl.init import initialize
+from torch_impl.layers import LocalResponseNorm
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
 
@@ -49,17 +48,7 @@ def _after(step: After) -> nn.Module:
     if isinstance(step, AvgPool):
         return nn.AvgPool2d(step.size, step.stride)
     # PyTorch divides alpha by the size of the window, the paper does not.
-    return _WideLocalResponseNorm(step.size, step.alpha * step.size, step.beta, step.k)
-
-
-class _WideLocalResponseNorm(nn.LocalResponseNorm):
-    """PyTorch's, in float32 at least: added to k in bfloat16, alpha times the squares would vanish."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same, in its dtype."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.to(wide)).to(x.dtype)
+    return LocalResponseNorm(step.size, step.alpha * step.size, step.beta, step.k)
 
 
 class AlexNet(nn.Module):
@@ -153,31 +142,6 @@ def build(arch: Arch) -> AlexNet | LeNet:
         UserError: there is none.
     """
     return LeNet(arch) if len(arch.convs) == 2 else AlexNet(arch)
-
-
-def create(
-    name: str, *, num_classes: int | None = None, init: str = "torch", seed: int = 0, pretrained: bool = False
-) -> AlexNet | LeNet:
-    """A named network, ready to use.
-
-    Args:
-        name: a key of `common.arch.ARCHS`.
-        num_classes: logits, if other than the architecture's own.
-        init: a key of `common.initializers.INITS`, drawn with `seed`.
-        pretrained: load torchvision's ImageNet weights (`alexnet` only; downloaded once). With another number of
-            classes the last layer stays fresh.
-
-    Raises:
-        UserError: unknown name, or weights that cannot be had or do not fit.
-    """
-    arch = get_arch(name).adapt(classes=num_classes)
-    model = build(arch)
-    initialize(model, get_init(init), seed)
-    if pretrained:
-        from torch_impl.weights import load_pretrained
-
-        load_pretrained(model, arch)
-    return model
 
 
 def _check_depth(arch: Arch, name: str, convs: int, dense: int) -> None:

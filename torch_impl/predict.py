@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from common import cli
-from common.networks import Network
-from common.pipeline import Batch
-from common.predictions import Predictor
+from common.commands.predict import run_predict
+from common.data.batch import Batch
+from common.reports.predictions import Predictor
+from common.weights.network import Network
 from torch_impl.evaluate import class_names, log_probabilities, open_network
+from torch_impl.feed import to_device
 
 
 def predictor(network: Network, device: str) -> Predictor:
@@ -18,12 +19,13 @@ def predictor(network: Network, device: str) -> Predictor:
         UserError: its file cannot be had or read, or does not fit.
     """
     model = open_network(network, device)
+    place = next(model.parameters()).device
 
     def predict(batch: Batch) -> np.ndarray:
-        return log_probabilities(model, batch, network.recipe).exp().numpy(force=True)
+        return log_probabilities(model, to_device(batch, place), network.recipe).exp().numpy(force=True)
 
     return predict
 
 
 if __name__ == "__main__":
-    cli.predict("torch", predictor, class_names)
+    run_predict("torch", predictor, class_names)

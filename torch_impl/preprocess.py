@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.recipes import IMAGENET_PCA, Preprocess
+from common.recipes.spec import IMAGENET_PCA, Preprocess
 
 
 def preprocess(images: Tensor, draws: dict[str, Tensor], spec: Preprocess, dtype: torch.dtype) -> Tensor:
@@ -14,7 +14,7 @@ def preprocess(images: Tensor, draws: dict[str, Tensor], spec: Preprocess, dtype
 
     Args:
         images: uint8 (N, H, W, C), as stored.
-        draws: see `common.pipeline.Batch`; a step without its draws is left out.
+        draws: see `common.data.augment.AUGMENTATIONS`; a step without its draws is left out.
         spec: the recipe's.
         dtype: of the result.
 
@@ -99,27 +99,29 @@ def grey(x: Tensor) -> Tensor:
     return (0.2989 * red + 0.587 * green + 0.114 * blue)[:, None]
 
 
-def mix(x: Tensor, draws: dict[str, Tensor]) -> Tensor:
+def mix(x: Tensor, draws: dict[str, Tensor], partner: Tensor | None) -> Tensor:
     """MixUp and CutMix: blend with the partner's pixels or paste a box of them. (N, C, H, W) -> the same.
 
-    Without an image that is a partner alone; see `common.pipeline.Batch`.
+    Without an image that is a partner alone; see `common.data.batch.Batch`.
     """
-    if "share" not in draws:
+    if partner is None:
         return x
-    partner, own = x[draws["partner"]], draws["mixup"].to(x.dtype)[:, None, None, None]
-    x = x[: len(partner)]
+    other, own = x[partner], draws["mixup"].to(x.dtype)[:, None, None, None]
+    x = x[: len(other)]
     top, left, bottom, right = draws["cut"][:, :, None].unbind(1)
     rows, columns = torch.arange(x.shape[2], device=x.device), torch.arange(x.shape[3], device=x.device)
     inside = ((rows >= top) & (rows < bottom))[:, None, :, None] & ((columns >= left) & (columns < right))[
         :, None, None
     ]
-    return torch.where(inside, partner, x * own + partner * (1 - own))
+    return torch.where(inside, other, x * own + other * (1 - own))
 
 
-def soft_targets(labels: Tensor, draws: dict[str, Tensor], classes: int, dtype: torch.dtype) -> Tensor:
+def soft_targets(
+    labels: Tensor, draws: dict[str, Tensor], partner: Tensor | None, classes: int, dtype: torch.dtype
+) -> Tensor:
     """Labels (N,) as shares of the classes, mixed like the pixels: (N, classes)."""
     targets = F.one_hot(labels, classes).to(dtype)
-    if "share" not in draws:
+    if partner is None:
         return targets
     own = draws["share"].to(dtype)[:, None]
-    return targets[: len(own)] * own + targets[draws["partner"]] * (1 - own)
+    return targets[: len(own)] * own + targets[partner] * (1 - own)

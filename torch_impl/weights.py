@@ -1,90 +1,32 @@
-"""Weights from elsewhere: torchvision's download, .pth files and the exchange format. Nothing is unpickled."""
+"""Weights from files and to files: torchvision's, checkpoints, the exchange format. Beside `flax_impl/weights.py`."""
 
 from __future__ import annotations
 
-import pickle
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import tyro
-from torch import Tensor, nn
+from torch import nn
 
-from common import exchange
-from common.arch import Arch, get_arch
-from common.cli import guard
+from common.arch.spec import Arch
+from common.arch.zoo import get_arch
+from common.commands.shell import guard
 from common.errors import UserError
-from common.recipes import Preprocess, get_recipe
-
-PRETRAINED = "IMAGENET1K_V1"
-
-
-def download() -> dict[str, Tensor]:
-    """torchvision's ImageNet weights of AlexNet, from its cache or the network, checked against its hash.
-
-    Raises:
-        UserError: they are in neither place; says where the file is looked for and how to get it.
-    """
-    from torchvision.models import AlexNet_Weights
-
-    weights = AlexNet_Weights[PRETRAINED]
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-    try:
-        return dict(weights.get_state_dict(progress=True, check_hash=True))
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"torchvision's pretrained AlexNet is not in {cached} and cannot be downloaded ({error}). "
-            f"Put {weights.url} there, or give a file you have: --init-from FILE to start from (predict: --weights "
-            f"FILE)."
-        ) from error
+from common.recipes.spec import Preprocess
+from common.recipes.zoo import get_recipe
+from common.weights import exchange
+from torch_impl import checkpoint, pth
+from torch_impl.model import AlexNet, LeNet, build
 
 
 def class_names() -> tuple[str, ...]:
     """ImageNet's 1,000 classes by the names that torchvision gives them, in label order."""
     from torchvision.models import AlexNet_Weights
 
-    return tuple(AlexNet_Weights[PRETRAINED].meta["categories"])
-
-
-def read_pth(path: Path) -> dict[str, Tensor]:
-    """Read a state dict saved by `torch.save`, without running any code that the file may hold.
-
-    Raises:
-        UserError: no such file, no state dict, or one that holds more than tensors.
-    """
-    if not path.is_file():
-        raise UserError(f"There is no file {path.absolute()}.")
-    with path.open("rb") as file:
-        head = file.read(9)
-    if not exchange.is_pth(head):
-        what = "is a .safetensors file: give it that suffix" if head[8:] == b"{" else "is not one that torch.save wrote"
-        raise UserError(f"{path} {what if head else 'is empty'}.")
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of what the error says better
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path} holds more than tensors, so it is not opened: it could run code.") from error
-    except Exception as error:  # of whatever kind PyTorch's reader meets in a damaged file
-        raise UserError(f"{path} is not a file that torch.save wrote, or it is damaged or cut short.") from error
-    if not isinstance(state, Mapping):
-        raise UserError(f"{path} holds a {type(state).__name__}, not a state dict (names to tensors).")
-    if other := [str(name) for name, value in state.items() if not isinstance(value, Tensor)]:
-        hint = next((f" Save that alone: {name!r}." for name, v in state.items() if isinstance(v, Mapping)), "")
-        raise UserError(f"{path} is not a state dict: {', '.join(other[:5])} is no tensor.{hint}")
-    return dict(state)
-
-
-def read(path: Path | str) -> Mapping[str, Tensor | np.ndarray]:
-    """Read the tensors of a .safetensors or .pth file by name.
-
-    Raises:
-        UserError: as `exchange.read` and `read_pth`.
-    """
-    return exchange.read(path)[0] if Path(path).suffix == ".safetensors" else read_pth(Path(path))
+    return tuple(AlexNet_Weights[pth.PRETRAINED].meta["categories"])
 
 
 def save(path: Path, model: nn.Module, arch: Arch, batches_tracked: int = 0, **about: Any) -> None:
@@ -105,8 +47,21 @@ def load(path: Path | str, model: nn.Module, arch: Arch) -> None:
             untouched.
     """
     path = Path(path)
-    state = exchange.read_for(path, arch) if path.suffix == ".safetensors" else read_pth(path)
-    fill(model, exchange.check(state, arch, str(path)))
+    state = exchange.read_for(path, arch) if path.suffix == ".safetensors" else pth.read_pth(path)
+    pth.fill(model, exchange.check(state, arch, str(path)))
+
+
+def load_model(path: Path, arch: Arch, precision: str = "float32") -> AlexNet | LeNet:
+    """The network of a checkpoint, or of a .safetensors file in this precision, on the CPU.
+
+    Raises:
+        UserError: the file cannot be read or does not fit `arch`.
+    """
+    if path.suffix != ".safetensors":
+        return checkpoint.load_model(path, arch)
+    model = build(arch).to(getattr(torch, precision))
+    load(path, model, arch)
+    return model
 
 
 def load_partial(path: Path | str, model: nn.Module, arch: Arch) -> tuple[str, ...]:
@@ -118,53 +73,9 @@ def load_partial(path: Path | str, model: nn.Module, arch: Arch) -> tuple[str, .
     Raises:
         UserError: the file cannot be read, or more is missing than the classifier; the model is then untouched.
     """
-    loaded = exchange.check_partial(read(path), arch, str(path))
-    fill(model, loaded.tensors)
+    loaded = exchange.check_partial(pth.read(path), arch, str(path))
+    pth.fill(model, loaded.tensors)
     return loaded.fresh
-
-
-@torch.no_grad()
-def fill(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
-    """Copy checked tensors into a model's parameters and buffers, in their dtype and on their device."""
-    own = model.state_dict()
-    for name, array in tensors.items():
-        own[name].copy_(torch.from_numpy(np.ascontiguousarray(array)))
-
-
-def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> exchange.OptimizerState:
-    """An optimizer's memory by our names; Adam's is empty before its first step, when PyTorch has made none."""
-    named = dict(model.named_parameters())
-    slots: dict[str, exchange.Tensors] = {}
-    steps = dict.fromkeys(named, 0)
-    for name, parameter in named.items():
-        for slot, value in optimizer.state.get(parameter, {}).items():
-            if slot == "step":
-                steps[name] = int(value)
-            elif value is not None:
-                slots.setdefault(slot, {})[name] = value.detach().cpu().numpy().copy()
-    for slot, rows in slots.items():  # Adam makes no memory for a parameter while it is frozen
-        slots[slot] = {name: rows.get(name, np.zeros_like(p.numpy(force=True))) for name, p in named.items()}
-    last = max(steps.values())
-    return exchange.OptimizerState(last, slots, {name: last - step for name, step in steps.items() if step < last})
-
-
-def load_optimizer(state: exchange.OptimizerState, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Give an optimizer the memory that another one had, of either framework.
-
-    Raises:
-        UserError: a tensor is missing, unknown or mis-shaped; the optimizer is then untouched.
-    """
-    parameters = dict(model.named_parameters())
-    wanted = {slot: {name: p.detach().numpy(force=True) for name, p in parameters.items()} for slot in state.slots}
-    exchange.check_optimizer(state, exchange.OptimizerState(state.step, wanted))
-    for name, parameter in parameters.items():
-        # In the parameter's memory layout, which may be channels last: fused optimizers go through both as they lie.
-        memory = {slot: torch.empty_like(parameter) for slot in state.slots}
-        for slot, rows in state.slots.items():
-            memory[slot].copy_(torch.from_numpy(rows[name]))
-        if "exp_avg" in memory:
-            memory["step"] = torch.tensor(float(state.step - state.frozen.get(name, 0)), device=parameter.device)
-        optimizer.state[parameter] = memory
 
 
 def load_pretrained(model: nn.Module, arch: Arch, *, backbone: bool = False) -> tuple[str, ...]:
@@ -181,9 +92,9 @@ def load_pretrained(model: nn.Module, arch: Arch, *, backbone: bool = False) -> 
     Raises:
         UserError: the weights cannot be had, or `arch` is another network.
     """
-    state = exchange.backbone(download(), arch) if backbone else download()
+    state = exchange.backbone(pth.download(), arch) if backbone else pth.download()
     loaded = exchange.check_partial(state, arch, "torchvision's pretrained AlexNet")
-    fill(model, loaded.tensors)
+    pth.fill(model, loaded.tensors)
     return loaded.fresh
 
 
@@ -199,7 +110,7 @@ class _Command:
         backbone: the source holds the convolutions alone.
     """
 
-    source: Annotated[str, tyro.conf.Positional] = PRETRAINED
+    source: Annotated[str, tyro.conf.Positional] = pth.PRETRAINED
     dest: Annotated[Path, tyro.conf.Positional] = field(default_factory=exchange.pretrained_path)
     arch: str | None = None
     backbone: bool = False
@@ -213,7 +124,7 @@ def main() -> None:
     """
     command = tyro.cli(_Command, prog="python -m torch_impl.weights")
     exchange.check_destination(command.dest)
-    state = download() if command.source == PRETRAINED else read(command.source)
+    state = pth.download() if command.source == pth.PRETRAINED else pth.read(command.source)
     metadata = exchange.read_metadata(Path(command.source))[0] if command.source.endswith(".safetensors") else {}
     arch = _arch(metadata, command, state)
     check = exchange.check_backbone if command.backbone else exchange.check
@@ -237,7 +148,7 @@ def _about(metadata: Mapping[str, str], source: str, arch: Arch) -> tuple[tuple[
     """Class names and preprocessing: of torchvision's weights, also from their file, or as a .safetensors has them."""
     from torchvision.models import AlexNet_Weights
 
-    if source == PRETRAINED or Path(source).name == Path(AlexNet_Weights[PRETRAINED].url).name:
+    if source == pth.PRETRAINED or Path(source).name == Path(AlexNet_Weights[pth.PRETRAINED].url).name:
         return class_names(), get_recipe("imagenet").preprocess
     return exchange.read_class_names(metadata, arch, source), exchange.read_preprocess(metadata, source)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,10 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common.errors import UserError
 from common.world import PATIENCE, World
-from torch_impl.sync_norm import synchronise_norms
-
-if TYPE_CHECKING:
-    from torch_impl.train import TrainState
+from torch_impl.layers import synchronise_norms
+from torch_impl.state import TrainState
 
 
 def join(name: str) -> World:
@@ -80,7 +78,7 @@ def share(state: TrainState, world: World, first: int) -> int:
     buffer = io.BytesIO()
     torch.save([part.state_dict() for part in parts], buffer)
     message: list[Any] = [buffer.getvalue(), state.step, first] if world.main else [None] * 3
-    dist.broadcast_object_list(message, device=next(state.model.parameters()).device)
+    dist.broadcast_object_list(message, device=state.device)
     content, state.step, first = message
     for part, values in zip(parts, torch.load(io.BytesIO(content), "cpu", weights_only=True), strict=True):
         part.load_state_dict(values)
@@ -95,7 +93,7 @@ def share(state: TrainState, world: World, first: int) -> int:
     return first
 
 
-def add_up(sums: dict[str, Tensor], world: World) -> dict[str, Tensor]:
+def add_up(sums: Mapping[str, Tensor], world: World) -> Mapping[str, Tensor]:
     """The same scalars, added over all processes; every one has to call it."""
     if world.alone:
         return sums

@@ -1,0 +1,68 @@
+"""The command line of prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from common.commands.shell import guard
+from common.errors import UserError
+from common.frameworks import Framework
+from common.reports import predictions
+from common.reports.predictions import Predictor
+from common.training.options import Device
+from common.weights.network import ClassNames, Network, complete, pretrained, result_at
+
+
+@dataclass(frozen=True)
+class _PredictCommand:
+    """Say what a network sees in an image, or in each image of a folder, and draw it.
+
+    Attributes:
+        image: a file, or a folder of images.
+        run: a run folder or a checkpoint in one (default: torchvision's pretrained AlexNet).
+        weights: a .safetensors file instead of a run.
+        top: how many classes to name.
+        out: folder for the pictures.
+        device: to compute on.
+    """
+
+    image: tyro.conf.Positional[str]
+    run: Path | None = None
+    weights: Path | None = None
+    top: int = 5
+    out: Path = Path("predictions")
+    device: Device = "auto"
+
+
+def run_predict(
+    framework: Framework,
+    open_network: Callable[[Network, str], Predictor],
+    names: ClassNames,
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """`predict IMAGE [--run RUN | --weights FILE] [--top 5] [--out DIR]`: the most probable classes, and a picture."""
+
+    def run() -> None:
+        command = tyro.cli(_PredictCommand, args=arguments, prog=f"python -m {framework}_impl.predict")
+        if command.top < 1:
+            raise UserError(f"--top is {command.top}; it must be at least 1.")
+        if command.run and command.weights:
+            raise UserError("--run and --weights exclude each other: a run has its own weights.")
+        predictions.find_images(command.image)  # before minutes are spent on weights
+        if command.weights and command.weights.suffix != ".safetensors":
+            raise UserError(
+                f"{command.weights} is no .safetensors file. Convert: python -m torch_impl.weights {command.weights} "
+                f"DEST.safetensors"
+            )
+        if path := command.run or command.weights:
+            network = complete(result_at(path, framework, "predict"), names)
+        else:
+            network = pretrained(names())
+        ready = open_network(network, command.device)
+        predictions.predict_place(command.image, network, ready, command.top, command.out)
+
+    guard(run)

@@ -1,0 +1,92 @@
+"""One split of a dataset: which examples, of which classes, read from where."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from common.arch.spec import Size
+from common.data.draws import Stream, order
+from common.data.sources import Arrays, Files, Photographs, Relabelled, Source
+from common.data.spec import Split
+from common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One split of a dataset.
+
+    Attributes:
+        name, split: which.
+        image: stored size (height, width, channels), or None for photographs.
+        class_names: in label order.
+        source: where the examples are read from.
+        ids: int64 (n,), which of the source's examples belong to this split. Draws are keyed by them.
+        workers: processes that decode photographs ahead; 0 decodes in threads of this one.
+    """
+
+    name: str
+    split: Split
+    image: Size | None
+    class_names: tuple[str, ...]
+    source: Source
+    ids: np.ndarray
+    workers: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def arrays(self) -> Arrays | None:
+        """The source's examples, where they are in memory: those of other splits too, at the places `ids` gives."""
+        return self.source if isinstance(self.source, Arrays) else None
+
+    @property
+    def files(self) -> list[str]:
+        """The path of each example, where they are files; else nothing."""
+        source = self._stored
+        return [source.files[i] for i in self.ids] if isinstance(source, Photographs) and source.files else []
+
+    @property
+    def _stored(self) -> Source:
+        return self.source.source if isinstance(self.source, Relabelled) else self.source
+
+    def fingerprint(self) -> str:
+        """A hash of which examples these are, as far as that is known without reading them: names and labels."""
+        digest = hashlib.sha256("\0".join(self.class_names).encode(errors="surrogateescape"))
+        source = self._stored
+        digest.update(self.ids.astype("<i8").tobytes())
+        if isinstance(source, Arrays):
+            digest.update(source.labels.astype("<i4").tobytes())
+        elif isinstance(source, Photographs) and isinstance(source.files, Files):
+            digest.update(source.files.names + source.files.labels.tobytes())
+        return digest.hexdigest()
+
+    def content(self) -> str | None:
+        """A hash of every pixel of examples that are in memory; None for photographs, whose batches carry checksums."""
+        source = self._stored
+        return hashlib.sha256(source.images[self.ids]).hexdigest() if isinstance(source, Arrays) else None
+
+    def hold_out(self, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+        """Split off a validation set drawn at random.
+
+        Returns:
+            The rest and the held-out part (`split` "val"), each in the original order.
+
+        Raises:
+            UserError: one of the two would be empty.
+        """
+        count = round(fraction * len(self))
+        if not 0 < count < len(self):
+            raise UserError(f"val_fraction {fraction} leaves {count} of {len(self)} examples for validation.")
+        shuffled = order(seed, 0, len(self), Stream.SPLIT)
+        rest, held = np.sort(shuffled[count:]), np.sort(shuffled[:count])
+        return replace(self, ids=self.ids[rest]), replace(self, ids=self.ids[held], split="val")
+
+
+def whole(name: str, split: Split, image: Size, class_names: Sequence[str], source: Arrays) -> Dataset:
+    """A `Dataset` of every example of an in-memory source."""
+    return Dataset(name, split, image, tuple(class_names), source, np.arange(len(source.labels)))

@@ -1,0 +1,225 @@
+"""What an evaluation prints and leaves: the table of checkpoints, confusion matrices, probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.data.dataset import Dataset
+from common.frameworks import Framework
+from common.reports.figures import save_figure, shorten
+from common.runs.files import atomic, write_csv
+from common.runs.scores import Scores
+
+Watch = Callable[[np.ndarray, np.ndarray], None]
+COUNTS_FIT = 20  # classes up to which a confusion matrix has its counts written in
+NAMES_FIT = 60  # classes up to which each has its name at the axis; beyond, some have
+
+
+@dataclass
+class Recorder:
+    """Collects what `watch` is given while a split is evaluated.
+
+    Attributes:
+        classes: how many.
+        keep: collect the probabilities too, and not the confusion matrix alone.
+        confusion: int64 (classes, classes), examples by true and by guessed class.
+    """
+
+    classes: int
+    keep: bool
+    confusion: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.confusion = np.zeros((self.classes, self.classes), np.int64)
+        self._labels: list[np.ndarray] = []
+        self._probabilities: list[np.ndarray] = []
+
+    def __call__(self, labels: np.ndarray, probabilities: np.ndarray) -> None:
+        """Add a batch: labels (n,) and probabilities (n, classes)."""
+        np.add.at(self.confusion, (labels, probabilities.argmax(1)), 1)
+        if self.keep:
+            self._labels.append(labels)
+            self._probabilities.append(probabilities)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Of every example, in the order of the split."""
+        return np.concatenate(self._labels)
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """(n, classes), of every example in the order of the split."""
+        return np.concatenate(self._probabilities)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One checkpoint's scores."""
+
+    name: str
+    scores: Scores
+
+
+def better(row: Row, other: Row) -> bool:
+    """Whether a row is the better one by accuracy; among equals, by loss."""
+    ours, theirs = ((-each.scores.top1, each.scores.loss) for each in (row, other))
+    return ours < theirs
+
+
+def best(rows: Sequence[Row]) -> Row:
+    """The best row by accuracy; among equals by loss, then the earliest."""
+    found = rows[0]
+    for row in rows[1:]:
+        found = row if better(row, found) else found
+    return found
+
+
+def lowest(rows: Sequence[Row]) -> Row:
+    """The row of the lowest loss; of equals the earliest."""
+    return min(rows, key=lambda row: row.scores.mean_loss)
+
+
+def marks(row: Row, rows: Sequence[Row]) -> str:
+    """What distinguishes one checkpoint among several, in words."""
+    if len(rows) < 2:
+        return ""
+    words = ["best accuracy"] * (row is best(rows)) + ["lowest loss"] * (row is lowest(rows))
+    return ", ".join(words)
+
+
+def line(row: Row) -> str:
+    """A row of plain text: `epoch_0008  0.9806 353/360  top-5 1.0000  loss 0.0710`."""
+    scores = row.scores
+    return (
+        f"{row.name}  {scores.accuracy:.4f} {scores.top1}/{scores.count}  "
+        f"top-5 {scores.top5 / scores.count:.4f}  loss {scores.mean_loss:.4f}"
+    )
+
+
+class Report:
+    """Shows rows as they come: a table on a terminal, else a line each and then the best ones.
+
+    Args:
+        title: of the table.
+    """
+
+    def __init__(self, title: str) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self.title, self.rows = title, list[Row]()
+        self._console = Console()
+        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+
+    def __enter__(self) -> Report:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live:
+            self._live.stop()
+        elif len(self.rows) > 1 and exception[0] is None:
+            accurate, sure = best(self.rows), lowest(self.rows)
+            print(f"best accuracy: {accurate.name} {accurate.scores.accuracy:.4f}")
+            print(f"lowest loss: {sure.name} {sure.scores.mean_loss:.4f}", flush=True)
+
+    def add(self, row: Row) -> None:
+        """Show one more row."""
+        self.rows.append(row)
+        if self._live:
+            self._live.update(table(self.title, self.rows), refresh=True)
+        else:
+            print(line(row), flush=True)
+
+
+def table(title: str, rows: Sequence[Row]) -> Any:
+    """The rows as a rich table, the best ones marked."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(title=Text(title), title_justify="left")
+    shown.add_column("checkpoint")
+    for name in ("top-1", "right", "top-5", "loss"):
+        shown.add_column(name, justify="right")
+    shown.add_column("")
+    for row in rows:
+        scores, mark = row.scores, marks(row, rows)
+        shares = f"{scores.accuracy:.4f}", f"{scores.top1}/{scores.count}", f"{scores.top5 / scores.count:.4f}"
+        cells = (Text(row.name), *shares, f"{scores.mean_loss:.4f}", mark)
+        shown.add_row(*cells, style="bold" if "accuracy" in mark else "")
+    return shown
+
+
+def write_table(path: Path, rows: Sequence[Row], framework: Framework, split: str, ten: bool) -> None:
+    """Write the rows as CSV: checkpoint, framework, split, crops, top1, top5, loss, right, examples, best."""
+    lines: list[list[Any]] = [
+        ["checkpoint", "framework", "split", "crops", "top1", "top5", "loss", "right", "examples", "best"]
+    ]
+    for row in rows:
+        scores = row.scores
+        numbers = scores.accuracy, scores.top5 / scores.count, scores.mean_loss, scores.top1, scores.count
+        lines.append([row.name, framework, split, 10 if ten else 1, *numbers, marks(row, rows)])
+    write_csv(path, lines)
+
+
+def write_confusion(path: Path, confusion: np.ndarray, names: Sequence[str]) -> None:
+    """Write examples by true class (rows) and guessed class (columns) as CSV, with the names of the classes."""
+    rows = [[name, *counts] for name, counts in zip(names, confusion.tolist(), strict=True)]
+    write_csv(path, [["true / guessed", *names], *rows])
+
+
+def write_probabilities(path: Path, recorder: Recorder, data: Dataset) -> None:
+    """Write a .npz: `ids` (n,), `labels` (n,), `probabilities` (n, classes), `class_names`, and `files` if they are.
+
+    `np.load(path)` opens it without pickle.
+    """
+    arrays = {"ids": data.ids, "labels": recorder.labels, "probabilities": recorder.probabilities}
+    arrays["class_names"] = np.array(data.class_names)
+    if data.files:
+        arrays["files"] = np.array(data.files)
+    with atomic(path) as part, part.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def draw_confusion(path: Path, confusion: np.ndarray, names: Sequence[str], title: str) -> None:
+    """Draw a confusion matrix: the share of each true class's examples (rows) that is guessed to be each class.
+
+    Args:
+        path: of the picture.
+        confusion: (classes, classes), examples by true and by guessed class.
+        names: of the classes.
+        title: above it.
+
+    Up to 20 classes have their counts written in and up to 60 their names at the axes; of more, some have.
+    """
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    classes = len(names)
+    totals = confusion.sum(1, keepdims=True)
+    shares = np.divide(confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
+    side = float(np.clip(0.45 * classes, 4.5, 12))
+    figure = Figure(figsize=(side + 2.5, side + 1.8), layout="constrained")
+    axis = figure.subplots()
+    # By the square root, so that rare mistakes show beside what is right.
+    picture = axis.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
+    figure.colorbar(picture, ax=axis, label="share of the true class", shrink=0.8)
+    shown = np.unique(np.linspace(0, classes - 1, min(classes, NAMES_FIT)).round().astype(int))
+    labels = [shorten(names[label], 24) for label in shown]
+    size = 9 if classes <= COUNTS_FIT else 6
+    axis.set_xticks(shown, labels, fontsize=size, rotation=0 if max(map(len, labels)) <= 2 else 90, parse_math=False)
+    axis.set_yticks(shown, labels, fontsize=size, parse_math=False)
+    axis.set(xlabel="guessed", ylabel="true")
+    axis.set_title(title, parse_math=False, fontsize=10, wrap=True)
+    if classes <= COUNTS_FIT:
+        for true, guessed in np.argwhere(confusion):
+            colour = "white" if shares[true, guessed] > 0.3 else "black"
+            count = str(confusion[true, guessed])
+            axis.text(guessed, true, count, ha="center", va="center", color=colour, fontsize=8)
+    save_figure(figure, path, 150 if classes <= NAMES_FIT else 200)

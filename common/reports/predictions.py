@@ -1,0 +1,228 @@
+"""Predicting photographs: which files, how they become a network's pixels, what is printed and drawn."""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from common.data.batch import Batch
+from common.data.crops import central_square
+from common.data.dataset import whole
+from common.data.folder import IMAGE_SUFFIXES
+from common.data.photos import open_image
+from common.data.pipeline import batches
+from common.data.sources import Arrays
+from common.errors import UserError
+from common.reports.figures import save_figure, shorten
+from common.runs.files import write_csv
+from common.weights.network import Network
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Predictor = Callable[[Batch], np.ndarray]
+_CHUNK = 32  # images decoded and predicted at a time
+_BARS = 30  # guesses that a picture has room for
+_THUMBNAIL = 640  # pixels at the longer side, in the picture
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network makes of one image.
+
+    Attributes:
+        name: the file's, below the folder that was asked for.
+        image: for the picture, not larger than it needs.
+        seen: share of the shorter side that the network sees, a square around the middle.
+        guesses: class names and probabilities, the most probable first.
+    """
+
+    name: str
+    image: Image.Image
+    seen: float
+    guesses: tuple[tuple[str, float], ...]
+
+
+def find_images(place: str) -> tuple[Path, list[Path]]:
+    """The image that is named, or the images in and below a folder, hidden files left out.
+
+    Returns:
+        The folder that names are told from, and the files in order.
+
+    Raises:
+        UserError: it is a URL, is not there, or holds no images.
+    """
+    if not place:
+        raise UserError("Name an image, or a folder of images: make predict IMAGE=cat.jpg.")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", place) and not Path(place).exists():
+        raise UserError(f"{shorten(place, 100)} is a URL: download the image, then name the file.")
+    path = Path(place).expanduser()
+    try:
+        if path.is_file():
+            return path.parent, [path]
+        if not path.is_dir():
+            raise UserError(f"There is no image and no folder {path.absolute()}.")
+        inside = sorted(file for file in path.rglob("*") if file.is_file())
+    except OSError as error:
+        raise UserError(f"Cannot read {place}: {error.strerror or error}.") from error
+    suffixes = IMAGE_SUFFIXES
+    files = [file for file in inside if file.suffix.lower() in suffixes and not file.name.startswith(".")]
+    if not files:
+        raise UserError(f"{path.absolute()} holds no images ({', '.join(suffixes)}).")
+    return path, files
+
+
+def to_pixels(image: Image.Image, network: Network) -> np.ndarray:
+    """A photograph as the network's dataset would store it: its central square, uint8 (height, width, channels).
+
+    Raises:
+        UserError: it is so narrow that it cannot be resized.
+    """
+    height, width, channels = network.stored
+    assert height == width
+    if max(image.size) > 100 * min(image.size):
+        raise UserError(f"it measures {image.width} x {image.height} pixels, too narrow to be resized")
+    return central_square(image, height).reshape(height, width, channels)
+
+
+def to_batch(pixels: Sequence[np.ndarray], network: Network) -> Batch:
+    """A batch as an evaluation would read it from the network's dataset; the labels are zeros."""
+    source = Arrays(np.stack(pixels), np.zeros(len(pixels), np.int32))
+    data = whole("photographs", "test", network.stored, network.class_names, source)
+    (batch,) = batches(data, replace(network.recipe, batch_size=len(pixels)), 0, train=False)
+    return batch
+
+
+def predictions(
+    predict: Predictor, network: Network, root: Path, files: Sequence[Path], top: int, failed: list[str]
+) -> Iterator[Prediction]:
+    """Predict every file that can be read.
+
+    Args:
+        predict: gives the probabilities (n, classes) of a batch.
+        network: that it is of.
+        root: names are told from here.
+        files: below it.
+        top: how many guesses, at most one a class.
+        failed: takes a sentence for each file that cannot be read.
+    """
+    side = network.stored[0]
+    seen = min(1.0, (network.recipe.preprocess.crop or side) / side)
+    for start in range(0, len(files), _CHUNK):
+        names, images, pixels = [], [], []
+        for file in files[start : start + _CHUNK]:
+            try:
+                with warnings.catch_warnings():  # of what Pillow could mend, or finds rather large
+                    warnings.simplefilter("ignore")
+                    image = open_image(file, network.stored[2])
+                pixels.append(to_pixels(image, network))
+            except UserError as error:
+                text = str(error)
+                failed.append(text if str(file) in text else f"Cannot take the image {file}: {text}.")
+                continue
+            image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+            names.append(str(file.relative_to(root)))
+            images.append(image)
+        if not pixels:
+            continue
+        for name, image, row in zip(names, images, predict(to_batch(pixels, network)), strict=True):
+            order = np.argsort(-row, kind="stable")[:top]
+            guesses = tuple((network.class_names[label], float(row[label])) for label in order)
+            yield Prediction(name, image, seen, guesses)
+
+
+def predict_place(place: str, network: Network, predict: Predictor, top: int, out: Path) -> None:
+    """Print and draw what a network makes of an image, or of the images of a folder.
+
+    Raises:
+        UserError: nothing, or not everything, could be predicted: each file is named with its reason.
+    """
+    root, files = find_images(place)
+    failed: list[str] = []
+    done: list[Prediction] = []
+    try:
+        for prediction in predictions(predict, network, root, files, top, failed):
+            picture = out / f"{prediction.name}.png"
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            draw(picture, prediction, network.title)
+            done.append(replace(prediction, image=None))  # type: ignore[arg-type]
+        if Path(place).expanduser().is_dir() and done:
+            write_predictions(out / "predictions.csv", done)
+    except OSError as error:
+        raise UserError(f"Cannot write to {out}: {error.strerror or error}.") from error
+    show(done, network.title, as_table=len(files) > 1)
+    if done:
+        print(f"{out}: {f'{done[0].name}.png' if len(files) == 1 else f'{len(done)} pictures, predictions.csv'}")
+    if len(files) == 1 and failed:
+        raise UserError(failed[0])
+    for text in failed:
+        print(f"error: {text}", file=sys.stderr)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(files)} images could not be predicted.")
+
+
+def show(done: Sequence[Prediction], title: str, *, as_table: bool) -> None:
+    """Print guesses: a block for one image; for several a table, or a line each where there is no terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    if as_table and console.is_terminal:
+        table = Table("image", "probability", "class", "then", title=Text(title), title_justify="left")
+        for prediction in done:
+            (name, probability), *others = prediction.guesses
+            then = ", ".join(f"{other} {share:.4f}" for other, share in others)
+            table.add_row(Text(prediction.name), f"{probability:.4f}", Text(name), Text(then))
+        console.print(table)
+        return
+    for prediction in done:
+        if as_table:
+            print(prediction.name, *(f"{share:.4f} {name}" for name, share in prediction.guesses), sep="  ")
+        else:
+            print(f"{prediction.name}, by {title}")
+            print(*(f"  {share:.4f}  {name}" for name, share in prediction.guesses), sep="\n")
+
+
+def write_predictions(path: Path, done: Sequence[Prediction]) -> None:
+    """Write every guess as CSV: image, rank, probability, class."""
+    rows = [
+        (prediction.name, rank, f"{share:.6g}", name)
+        for prediction in done
+        for rank, (name, share) in enumerate(prediction.guesses, 1)
+    ]
+    write_csv(path, [("image", "rank", "probability", "class"), *rows])
+
+
+def draw(path: Path, prediction: Prediction, title: str) -> None:
+    """Draw the image, a frame around what the network sees of it, and its guesses (at most 30) as bars."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    image, guesses = prediction.image, prediction.guesses[:_BARS]
+    names, shares = [shorten(name, 30) for name, _ in guesses], [share for _, share in guesses]
+    places = range(len(guesses))
+    figure = Figure(figsize=(10, max(4, 0.32 * len(guesses) + 1.5)), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.imshow(np.asarray(image), cmap="gray", vmin=0, vmax=255)
+    left.set_axis_off()
+    left.set_title(shorten(prediction.name, 40), parse_math=False, fontsize=10)
+    side = prediction.seen * min(image.size)
+    corner = ((image.width - side - 1) / 2, (image.height - side - 1) / 2)
+    left.add_patch(Rectangle(corner, side, side, fill=False, edgecolor="white", linewidth=2.5, clip_on=False))
+    left.add_patch(Rectangle(corner, side, side, fill=False, edgecolor="black", linewidth=1, clip_on=False))
+    bars = right.barh(places, shares, color="#3b6fb6")
+    right.bar_label(bars, [f"{share:.4f}" for share in shares], padding=4)
+    right.set_yticks(places, names, parse_math=False)
+    right.set_ylim(max(len(guesses), 5) - 0.5, -0.5)  # the most probable on top
+    right.set(xlim=(0, 1.18), xlabel="probability", xticks=np.linspace(0, 1, 6))
+    right.set_title(f"by {title[-46:] if len(title) > 46 else title}", parse_math=False, fontsize=9, color="#555555")
+    right.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, path, 120)

@@ -1,0 +1,311 @@
+"""What a run keeps and tells while it trains: rows in metrics.jsonl, checkpoints' progress, a bar, a line per epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import isfinite
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from common.arch.spec import Arch
+from common.data.batch import Batch
+from common.data.dataset import Dataset
+from common.data.pipeline import batches
+from common.data.spec import Split
+from common.errors import DamagedError, NonFiniteError
+from common.frameworks import Framework
+from common.runs.files import flush, remove, unused, write_json, writing
+from common.runs.folder import RunFolder
+from common.runs.progress import Progress
+from common.runs.scores import Scores
+from common.stopping import Stop
+from common.system import package_versions
+
+
+class Journal:
+    """The book of one run.
+
+    Args:
+        run: where the rows go.
+        framework: of the run.
+        arch: of the network.
+        steps: in each epoch.
+        log_every: steps between two rows. Metrics stay on the device until then, so that the loop need not wait.
+        checkpoint_every: steps between two checkpoints within an epoch; None: none there.
+        keep: how many checkpoints stay, the best apart; None: all.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        framework: Framework,
+        arch: Arch,
+        steps: int,
+        log_every: int,
+        checkpoint_every: int | None = None,
+        keep: int | None = None,
+    ) -> None:
+        self.run, self.framework, self.recipe, self.steps, self.log_every = run, framework, run.recipe, steps, log_every
+        self.arch, self.checkpoint_every, self.keep = arch, checkpoint_every, keep
+        self.stop = Stop()
+        self.evaluations: list[dict[str, Any]] = []  # the rows that are not of training
+        self.progress = Progress.start(self.recipe, arch)  # of the checkpoint that training starts from
+
+    def announce(self, device: str, data: Mapping[Split, Dataset], fresh: tuple[str, ...] | None) -> None:
+        """Say what is about to be trained, on what and where; `fresh` as `Engine.start_weights` gives it."""
+        recipe, arch, progress, train = self.recipe, self.arch, self.progress, data["train"]
+        height, width, channels = arch.image
+        held = " and ".join(f"{len(part):,} {name}" for name, part in data.items() if name != "train")
+        print(f"{recipe.name}: {arch.name}, {arch.parameters:,} parameters, input {height}x{width}x{channels}")
+        print(f"{train.name}: {len(train):,} training, {held} images, {len(train.class_names)} classes")
+        if fresh is not None:
+            print(f"starting from given weights; fresh: {', '.join(fresh) or 'nothing'}")
+        if progress.finished:
+            print(f"resuming after epoch {progress.epochs}")
+        elif progress.step:
+            print(f"resuming after step {progress.step}, in epoch {progress.epoch + 1}")
+        print(f"on {device}, into {self.run.path}\n", flush=True)
+
+    def rewind(self) -> None:
+        """Drop the rows that were written after `progress`, and say so if other packages wrote that."""
+        self.run.rewind(self.progress.epoch, self.progress.rows, self.progress.evaluations)
+        self.evaluations = [row for row in self.run.metrics() if row["split"] != "train"]
+        for package, version in package_versions().items():
+            before = self.progress.versions.get(package, version)
+            if before != version:
+                print(
+                    f"note: the checkpoint was written with {package} {before}, and {version} is installed: "
+                    f"what follows may differ in its last digits",
+                    file=sys.stderr,
+                )
+
+    def set_aside(self, path: Path, error: DamagedError) -> None:
+        """Tell of a damaged checkpoint and rename it, so that it is no longer taken for one."""
+        aside = unused(path.with_name(f"{path.name}.damaged"))
+        with writing(path):
+            path.rename(aside)
+        print(f"warning: {error} It is skipped and kept as {aside.name}.", file=sys.stderr)
+
+    def repeat(self, train: Dataset, until: int) -> Iterator[tuple[int, Batch]]:
+        """The batches since the last checkpoint once more, each with its step, counted from 1; one beyond `until`."""
+        step = self.progress.step
+        for epoch in range(self.progress.epochs, self.recipe.epochs):
+            for batch in batches(train, self.recipe, epoch, train=True, start=step - epoch * self.steps):
+                step += 1
+                if step > until + 1:
+                    return
+                yield step, batch
+
+    @contextmanager
+    def epoch(self, epoch: int) -> Iterator[EpochRecord]:
+        """Record one epoch, counted from 0; at its end the hash of its batches goes into the metrics."""
+        from rich.console import Console
+
+        with _bar(Console(stderr=True), f"epoch {epoch + 1}/{self.recipe.epochs}", self.steps) as bar:
+            record = EpochRecord(self, epoch, bar)
+            yield record
+        record.close()
+
+    def scores(self, epoch: int, scores: Mapping[Split, Scores], record: EpochRecord) -> None:
+        """Write an epoch's evaluations and print its line."""
+        for split, score in scores.items():
+            numbers = {"loss": score.mean_loss, "accuracy": score.accuracy, "top5": score.top5 / score.count}
+            self.evaluations.append(record.log(step=record.step, epoch=epoch + 1, split=split, **numbers))
+        record.finished = True
+        tested = "  ".join(f"{split} {score.mean_loss:.4f} {score.accuracy:.4f}" for split, score in scores.items())
+        print(f"epoch {epoch + 1:3d}/{self.recipe.epochs}  {record.summary()}  {tested}", flush=True)
+
+    @property
+    def best(self) -> dict[str, tuple[float, int]]:
+        """The highest accuracy on each split, and the first epoch that had it."""
+        found: dict[str, tuple[float, int]] = {}
+        for row in self.evaluations:
+            if row["accuracy"] > found.get(row["split"], (-1.0, 0))[0]:
+                found[row["split"]] = (row["accuracy"], row["epoch"])
+        return found
+
+    def prune(self) -> None:
+        """Delete the oldest checkpoints beyond `keep`, but never one of a best epoch."""
+        best = [self.run.checkpoint(epoch, self.framework) for _, epoch in self.best.values()]
+        if self.keep:
+            for path in self.run.checkpoints(self.framework)[: -self.keep]:
+                if path not in best:
+                    with writing(path):
+                        remove(path)
+
+    def final_epoch(self) -> int:
+        """The epoch whose weights are the run's result: the best on the validation split, or the last without one."""
+        return self.best["val"][1] if "val" in self.best else self.recipe.epochs
+
+    def close(self, peak_memory: int) -> None:
+        """Print what the run came to and where it lies; its peak memory, in bytes, goes into the manifest."""
+        write_json(self.run.path / "manifest.json", self.run.manifest | {"peak_memory_bytes": peak_memory})
+        rows = [row for row in self.run.metrics() if row["split"] == "test" and row["epoch"] == self.final_epoch()]
+        print(f"\ntest accuracy {rows[-1]['accuracy']:.4f} after epoch {self.final_epoch()}", end="")
+        if "val" in self.best:
+            print(f", which was best on the validation split ({self.best['val'][0]:.4f})")
+        else:
+            best, epoch = self.best["test"]
+            print(f" (best {best:.4f} after epoch {epoch}, but chosen on the test split: hold one out, --val-fraction)")
+        print(f"{self.run.path}: curves.png, metrics.jsonl, model.safetensors, checkpoints/")
+
+
+class EpochRecord:
+    """The sums of one epoch; called with each batch and what its step returned."""
+
+    def __init__(self, journal: Journal, epoch: int, bar: Any) -> None:
+        self.journal, self.epoch, self.bar = journal, epoch, bar
+        start = journal.progress
+        if start.epoch != epoch or start.finished:
+            start = Progress.start(journal.recipe, journal.arch, epoch, epoch * journal.steps)
+        self.step, self.rows, self.digest = start.step, list(start.rows), start.digest
+        self.window: dict[str, Any] = dict(start.window)
+        self.totals = dict(start.totals)
+        self.finished = False
+        self.window_started = perf_counter()
+        self.started = self.window_started - start.seconds
+        self.seconds = 0.0
+
+    @property
+    def done(self) -> int:
+        """Steps of this epoch so far."""
+        return self.step - self.epoch * self.journal.steps
+
+    def __call__(self, batch: Batch, sums: Mapping[str, Any]) -> None:
+        """Add one step.
+
+        Args:
+            batch: that was trained on.
+            sums: `loss` and `correct` summed over the batch and its `count`, as device scalars.
+
+        Raises:
+            NonFiniteError: the losses since the last row come to NaN or infinity.
+        """
+        if self.window and self.step % self.journal.log_every == 0:
+            self._flush()  # of the steps before this one, which the device works on while these are waited for
+        self.step += 1
+        digest = hashlib.sha256(self.digest.encode())
+        batch.update(digest)
+        self.digest = digest.hexdigest()
+        self.window = {name: self.window[name] + value for name, value in sums.items()} if self.window else dict(sums)
+        if self.done == self.journal.steps:
+            self._flush()
+        self.bar(self.done, self.totals)
+
+    def _flush(self) -> None:
+        sums = self._read_window()
+        now = perf_counter()
+        lr = self.journal.recipe.learning_rate(self.step - 1, self.journal.steps)
+        count = sums["count"]
+        numbers = {"loss": sums["loss"] / count, "accuracy": sums["correct"] / count, "lr": lr}
+        seconds = now - self.window_started
+        speed = {"seconds": seconds, "images/s": count / seconds}
+        self.log(step=self.step, epoch=self.epoch + 1, split="train", **numbers, **speed)
+        self.totals = {name: self.totals[name] + sums[name] for name in self.totals}
+        self.window, self.window_started = {}, now
+
+    def _read_window(self) -> dict[str, float]:
+        """From the device; exact, so that a sum goes on from it as it would have there."""
+        sums = {name: float(value) for name, value in self.window.items()}
+        if not isfinite(sums.get("loss", 0.0)):
+            raise NonFiniteError(f"the loss is {sums['loss']}", self.step)
+        return sums
+
+    def log(self, **row: Any) -> dict[str, Any]:
+        """Add a row to the metrics, and give it back; the epoch's checkpoints carry it too."""
+        self.journal.run.log(**row)
+        self.rows.append(row)
+        return row
+
+    @property
+    def due(self) -> bool:
+        """Whether a checkpoint belongs after this step: it is its turn, or a signal asks to stop."""
+        every = self.journal.checkpoint_every
+        return self.journal.stop.number is not None or bool(
+            every and self.step % every == 0 and self.done < self.journal.steps
+        )
+
+    @property
+    def path(self) -> Path:
+        """Where the checkpoint after this step goes, or after the epoch if that is finished."""
+        journal = self.journal
+        if self.finished:
+            return journal.run.checkpoint(self.epoch + 1, journal.framework)
+        return journal.run.checkpoint(self.epoch, journal.framework, self.step)
+
+    def progress(self) -> Progress:
+        """What the checkpoint after this step carries; the rows so far are on the disk before it.
+
+        Raises:
+            NonFiniteError: a loss since the last row is NaN or infinite.
+        """
+        if (metrics := self.journal.run.path / "metrics.jsonl").exists():
+            flush(metrics)
+        return Progress(
+            self.journal.recipe,
+            self.journal.arch,
+            package_versions(),
+            self.step,
+            self.epoch,
+            self.finished,
+            self.rows,
+            [row for row in self.journal.evaluations if row["epoch"] <= self.epoch],
+            self._read_window(),
+            self.totals,
+            self.digest,
+            self.seconds or perf_counter() - self.started,
+        )
+
+    def saved(self) -> None:
+        """Say that the checkpoint is written: older ones are pruned.
+
+        Raises:
+            Stopped: a signal has asked to stop.
+        """
+        self.journal.prune()
+        advice = f"the same command with --resume --out {self.journal.run.path} continues it"
+        self.journal.stop.raise_if_asked(f"{self.path} is written; {advice}")
+
+    def close(self) -> None:
+        """End the epoch: its batches' hash goes into the manifest."""
+        self.seconds = perf_counter() - self.started
+        manifest = self.journal.run.manifest
+        manifest.setdefault("batches_sha256", {})[str(self.epoch + 1)] = self.digest
+        write_json(self.journal.run.path / "manifest.json", manifest)
+
+    def summary(self) -> str:
+        """Training loss, accuracy and speed of the epoch."""
+        count = self.totals["count"]
+        mean, share = self.totals["loss"] / count, self.totals["correct"] / count
+        return f"train {mean:.4f} {share:.4f}  {count / self.seconds:,.0f} images/s"
+
+
+@contextmanager
+def _bar(console: Any, title: str, steps: int) -> Iterator[Any]:
+    """A function (steps done, totals) that draws a bar on a terminal and does nothing elsewhere."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=steps, numbers="")
+        started = perf_counter()
+
+        def update(done: int, totals: Mapping[str, float]) -> None:
+            numbers = ""
+            if totals["count"]:
+                loss, accuracy = totals["loss"] / totals["count"], totals["correct"] / totals["count"]
+                rate = totals["count"] / (perf_counter() - started)
+                numbers = f"loss {loss:.4f}  accuracy {accuracy:.4f}  {rate:,.0f} images/s"
+            progress.update(task, completed=done, numbers=numbers)
+
+        yield update

@@ -1,0 +1,77 @@
+"""manifest.json: what a run's numbers depend on besides its recipe."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from common.arch.spec import Arch
+from common.config import to_dict
+from common.data.dataset import Dataset
+from common.data.spec import Split
+from common.errors import UserError
+from common.frameworks import Framework
+from common.runs.files import sha256, write_json
+from common.runs.folder import RunFolder
+from common.system import commit, package_versions
+
+
+def write_manifest(
+    run: RunFolder,
+    framework: Framework,
+    device: str,
+    arch: Arch,
+    class_names: tuple[str, ...],
+    init_from: Path | None = None,
+    data: Mapping[Split, Dataset] | None = None,
+) -> None:
+    """Record what the run's numbers depend on besides the recipe; a resumed run keeps what it recorded first.
+
+    Raises:
+        UserError: a resumed run's `data`, by split, is not what it began with.
+    """
+    prints = {
+        split: {"examples": len(part), "sha256": part.fingerprint(), "pixels_sha256": part.content()}
+        for split, part in (data or {}).items()
+    }
+    if (run.path / "manifest.json").exists():
+        _check_data(run, prints, class_names)
+        return
+    write_json(
+        run.path / "manifest.json",
+        {
+            "framework": framework,
+            "device": device,
+            "seed": run.recipe.seed,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": sys.argv,
+            "commit": commit(),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "versions": package_versions(),
+            "class_names": class_names,
+            "data": prints,
+            "arch": to_dict(arch),
+            "init_from": {"path": str(init_from.absolute()), "sha256": sha256(init_from)} if init_from else None,
+        },
+    )
+
+
+def _check_data(run: RunFolder, prints: Mapping[Split, dict[str, Any]], class_names: Sequence[str]) -> None:
+    """Hold the data to what the manifest says of it; older runs' say nothing but the names of the classes."""
+    found = []
+    if run.class_names != list(class_names):
+        found.append(f"the classes {', '.join(run.class_names[:5])}, and there are {', '.join(class_names[:5])} now")
+    recorded: Any = run.manifest.get("data")
+    for split, now in prints.items() if isinstance(recorded, dict) else ():
+        before = recorded[split] if isinstance(recorded.get(split), dict) else {}
+        if before.get("examples") != now["examples"]:
+            found.append(f"{before.get('examples')} {split} images, and there are {now['examples']} now")
+        elif any(before.get(key, now[key]) != now[key] for key in ("sha256", "pixels_sha256")):  # older runs lack one
+            found.append(f"{now['examples']} {split} images, but not the same ones")
+    if found:
+        raise UserError(f"{run.path} began with {'; '.join(found)}: a resumed run needs the same data.")

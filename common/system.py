@@ -1,0 +1,66 @@
+"""The machine and what is installed: versions, commit, memory."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("torch", "torchvision", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def package_versions(more: tuple[str, ...] = ()) -> dict[str, str]:
+    """The installed versions of the packages that a run's numbers depend on, and of more."""
+    found = {}
+    for package in (*PACKAGES, *more):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def peak_resident_bytes() -> int:
+    """The most memory that this process has held at once, in bytes."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:  # no Linux
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak
+    # ru_maxrss would count what the parent process held when it started this one.
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
+def commit() -> str | None:
+    """The git commit of the code, with "+changes" when files differ from it; None outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+changes" if changed else "")
+
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc, malloc.h
+
+
+def keep_freed() -> bool:
+    """Let glibc keep large freed blocks for the next step instead of returning them to the system.
+
+    Both frameworks free and allocate the same hundreds of megabytes at every step on the CPU, and a page that comes
+    from the system is cleared first.
+
+    Returns:
+        Whether it does so; other C libraries are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1) and mallopt(_M_TOP_PAD, 2**28))

@@ -1,0 +1,201 @@
+"""The driver, once for both frameworks: run folder, epochs, evaluation, checkpoints, following processes, faults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from traceback import clear_frames
+from typing import Any, Generic
+
+from common.arch.spec import Arch
+from common.data.batch import Batch
+from common.data.dataset import Dataset
+from common.data.load import load_dataset
+from common.data.pipeline import steps_per_epoch
+from common.data.spec import Split
+from common.errors import DamagedError, NonFiniteError, UserError
+from common.recipes.spec import Recipe
+from common.runs import plots
+from common.runs.folder import default_folder, open_or_create
+from common.runs.journal import EpochRecord, Journal
+from common.runs.manifest import write_manifest
+from common.stopping import Stop
+from common.training import faults
+from common.training.engine import AfterStep, Engine, Feed, State
+from common.training.options import TrainOptions
+from common.world import World
+
+Fresh = tuple[str, ...] | None  # layers that given weights left as they were drawn; None without given weights
+
+
+def fit(engine: Engine[State], recipe: Recipe, options: TrainOptions) -> Path | None:
+    """Train a recipe and leave a run folder.
+
+    Returns:
+        The folder's path; None in a process that follows another one, which writes it.
+
+    Raises:
+        UserError: data, weights or folder are not as needed, or training cannot go on; says what to do.
+        Stopped: a signal has asked to stop.
+    """
+    with engine.in_touch():
+        train, test = (
+            replace(data, workers=options.workers) for data in load_dataset(recipe.dataset, options.data_dir)
+        )
+        arch = recipe.model_arch(train.image, len(train.class_names))
+        data: dict[Split, Dataset] = {"train": train, "test": test}
+        if recipe.val_fraction:
+            data["train"], data["val"] = train.hold_out(recipe.val_fraction, recipe.seed)
+        world = engine.join(options.device)
+        world.check(recipe, arch)
+        job = _Job(engine, recipe, options, arch, data, world)
+        path = None
+        if world.main:
+            path = _lead(job, job.begin())
+        else:
+            _follow(job, job.begin())
+        engine.leave(world)
+        return path
+
+
+@dataclass(frozen=True)
+class _Job(Generic[State]):
+    """What is to be trained, and by whom."""
+
+    engine: Engine[State]
+    recipe: Recipe
+    options: TrainOptions
+    arch: Arch
+    data: dict[Split, Dataset]
+    world: World
+
+    @property
+    def steps(self) -> int:
+        """In one epoch."""
+        return steps_per_epoch(self.data["train"], self.recipe)
+
+    def begin(self) -> State:
+        """The state that a run begins with, without given weights."""
+        return self.engine.begin(self.recipe, self.arch, self.steps, self.options)
+
+    def feeds(self, state: State) -> dict[Split, Feed]:
+        """What takes each split to the device."""
+        return dict(zip(self.data, self.engine.feeds(state, list(self.data.values()), self.world), strict=True))
+
+
+def _lead(job: _Job[State], state: State) -> Path:
+    """Train in the process that writes and prints."""
+    engine, recipe, options, world, fresh = job.engine, job.recipe, job.options, job.world, None
+    if not options.resume:
+        state, fresh = engine.start_weights(state, options.init_from)
+    out = options.out or default_folder(recipe, engine.framework)
+    with open_or_create(out, recipe, engine.framework, resume=options.resume) as run:
+        place, names = world.describe(engine.describe(state)), job.data["train"].class_names
+        write_manifest(run, engine.framework, place, job.arch, names, options.init_from, job.data)
+        journal = Journal(
+            run, engine.framework, job.arch, job.steps, options.log_every, options.checkpoint_every, options.keep
+        )
+        if options.resume:
+            state, fresh = _restore(job, state, journal)
+            journal.rewind()
+        state, _ = engine.share(state, world, journal.progress.epochs)
+        journal.announce(place, job.data, fresh)
+        try:
+            peak = _train_epochs(job, state, journal)
+        except (NonFiniteError, RuntimeError, MemoryError) as error:
+            clear_frames(error.__traceback__)  # which hold what fills the device
+            del state
+            if fault := _diagnose(job, error, journal):
+                raise UserError(fault) from error
+            raise
+        best, dest = run.checkpoint(journal.final_epoch(), engine.framework), run.path / "model.safetensors"
+        engine.publish(best, dest, recipe, job.arch, recipe.epochs * job.steps, list(names))
+        journal.close(peak)
+    return run.path
+
+
+def _train_epochs(job: _Job[State], state: State, journal: Journal) -> int:
+    """Train from where the journal stands to the last epoch, with a checkpoint and an evaluation after each.
+
+    Returns:
+        The peak of memory, in bytes.
+
+    Raises:
+        NonFiniteError: the loss or a parameter became NaN or infinite.
+        Stopped: a signal has asked to stop; a checkpoint is written.
+    """
+    engine, feeds = job.engine, job.feeds(state)
+    train = feeds.pop("train")
+    with journal.stop.waiting():
+        for epoch in range(journal.progress.epochs, job.recipe.epochs):
+            with journal.epoch(epoch) as record:
+                state = engine.train_epoch(state, train(epoch, train=True, start=record.done), _recording(job, record))
+            scores = {split: engine.evaluate(state, feed) for split, feed in feeds.items()}
+            journal.scores(epoch, scores, record)
+            engine.save(record.path, state, record.progress())
+            plots.curves(journal.run)
+            record.saved()
+    return engine.peak_memory(state)
+
+
+def _recording(job: _Job[State], record: EpochRecord) -> AfterStep[State]:
+    """What happens after each step: it is written down, and a checkpoint where one is due."""
+
+    def after(batch: Batch, state: State, sums: Mapping[str, Any]) -> None:
+        record(batch, job.engine.add_up(sums, job.world))
+        if record.due:
+            job.engine.save(record.path, state, record.progress())
+            record.saved()
+
+    return after
+
+
+def _follow(job: _Job[State], state: State) -> None:
+    """Train in a process that is not the first: it takes the same steps and writes nothing.
+
+    On a signal it goes on, for the first process stops after a step, which needs all.
+    """
+    engine, world = job.engine, job.world
+    with Stop().waiting():
+        state, first = engine.share(state, world, 0)
+        feeds = job.feeds(state)
+        train = feeds.pop("train")
+        for epoch in range(first, job.recipe.epochs):
+            steps = train(epoch, train=True, start=engine.steps_done(state) - epoch * job.steps)
+            state = engine.train_epoch(state, steps, lambda batch, state, sums: engine.add_up(sums, world))
+            for feed in feeds.values():
+                engine.evaluate(state, feed)
+
+
+def _restore(job: _Job[State], state: State, journal: Journal) -> tuple[State, Fresh]:
+    """The newest checkpoint of a run that is whole, damaged ones set aside, or the weights that it began with."""
+    for path in reversed(journal.run.checkpoints(job.engine.framework)):
+        try:
+            state, journal.progress = job.engine.load(path, state)
+            return state, None
+        except DamagedError as error:
+            journal.set_aside(path, error)
+    return job.engine.start_weights(state, journal.run.init_from)
+
+
+def _diagnose(job: _Job[State], error: Exception, journal: Journal) -> str | None:
+    """What an error in training means and what to do, found by repeating steps; None where it is no known fault."""
+    engine, train = job.engine, job.data["train"]
+    if not isinstance(error, NonFiniteError):
+        if not engine.is_out_of_memory(error):
+            return None
+        attempt = partial(_attempt, job)
+        return faults.out_of_memory(journal, train, attempt, engine.is_out_of_memory)
+    state, _ = _restore(job, job.begin(), journal)
+    for step, batch in journal.repeat(train, error.step):
+        if where := engine.nonfinite_layer(state, batch):
+            return faults.not_finite(journal, where, step)
+        state = engine.train_alone(state, batch)
+    return faults.not_finite(journal, str(error), error.step)
+
+
+def _attempt(job: _Job[State], batch: Batch) -> None:
+    """One step from the beginning."""
+    job.engine.train_alone(job.begin(), batch)

@@ -1,0 +1,65 @@
+"""What a command says of a run besides its recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from common.errors import UserError
+
+Device = Literal["auto", "cpu", "gpu"]
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a command says besides the recipe; nothing here changes the numbers.
+
+    Attributes:
+        out: the run folder; a new one below `runs` when not given.
+        resume: continue the run in `out`.
+        init_from: start from this file of weights (.safetensors, or .pth in PyTorch): a whole network, one with
+            another last layer, or a backbone alone.
+        data_dir: where tensorflow-datasets keeps its data (default: TFDS_DATA_DIR, else ~/tensorflow_datasets).
+        device: to compute on.
+        log_every: steps between two rows of metrics.jsonl.
+        checkpoint_every: steps between two checkpoints within an epoch, besides the one after each (default: none).
+        keep: how many checkpoints stay, the newest; the best stays as well (default: all).
+        workers: processes that decode photographs ahead; 0 decodes in threads of this one.
+        compile: let PyTorch compile the step with torch.compile, which takes its time at the start; JAX always does.
+    """
+
+    out: Path | None = None
+    resume: bool = False
+    init_from: Path | None = None
+    data_dir: Path | None = None
+    device: Device = "auto"
+    log_every: int = 10
+    checkpoint_every: int | None = None
+    keep: int | None = None
+    workers: int = 0
+    compile: bool = False
+
+    def check(self) -> None:
+        """Refuse values that no run can have.
+
+        Raises:
+            UserError: names the option.
+        """
+        for name in ("log_every", "checkpoint_every", "keep"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
+        check_workers(self.workers)
+        if self.resume and not self.out:
+            raise UserError("--resume needs --out RUN, the folder of the run to continue.")
+
+
+def check_workers(workers: int) -> None:
+    """Refuse a number of worker processes that there cannot be.
+
+    Raises:
+        UserError: it is negative.
+    """
+    if workers < 0:
+        raise UserError(f"--workers is {workers}; it must be 0 or more.")

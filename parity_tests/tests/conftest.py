@@ -1,0 +1,58 @@
+"""Settings that every test needs, and what tests share."""
+
+from __future__ import annotations
+
+import gc
+import os
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # both frameworks share one GPU's memory
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # PyTorch's idle threads must not spin where XLA's work
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # several processes share the cores
+    share = max((os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]), 1)
+    os.environ.setdefault("OMP_NUM_THREADS", str(share))
+
+from collections.abc import Iterator
+
+import jax
+import pytest
+
+import common.system
+from parity_tests import results
+
+common.memory.keep_freed = lambda: False  # one process runs hundreds of networks: what is freed must go back
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _imports_stay() -> None:
+    """Spare the collections between tests the objects of all imported modules: they are many, and never garbage."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _drop_compiled() -> Iterator[None]:
+    """Each of XLA's functions keeps a few memory mappings; a process that reaches the kernel's 65,530 is killed."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_trace() -> Iterator[None]:
+    """Drop networks in reference cycles, and the x64 mode that a float64 run switches on for its whole process."""
+    yield
+    gc.collect()
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """JAX with 64-bit numbers, for one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def record() -> results.Record:
+    """A function that files a measurement."""
+    return results.record

@@ -1,0 +1,95 @@
+"""Layers that the frameworks define differently, one by one, against PyTorch's own and against plain numpy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from common.arch.spec import LocalResponseNorm, MaxPool
+from flax_impl import layers
+from flax_impl import model as flax_model
+from torch_impl import model as torch_model
+
+RNG = np.random.default_rng(0)
+
+
+def _compare(torch_layer: Any, flax_layer: Any, x: np.ndarray, bound: float = 1e-13) -> None:
+    """Outputs and input gradients of an NCHW and an NHWC function on the same NHWC input."""
+    ours = torch.tensor(x).permute(0, 3, 1, 2).requires_grad_()
+    output = torch_layer(ours)
+    weights = np.random.default_rng(1).standard_normal(tuple(output.shape))
+    output.backward(torch.tensor(weights))
+    theirs, pull = jax.vjp(flax_layer, jnp.asarray(x))
+    (gradient,) = pull(jnp.asarray(weights.transpose(0, 2, 3, 1)))
+    assert ours.grad is not None
+    np.testing.assert_allclose(
+        np.asarray(theirs).transpose(0, 3, 1, 2), output.detach().numpy(), rtol=bound, atol=bound
+    )
+    np.testing.assert_allclose(np.asarray(gradient).transpose(0, 3, 1, 2), ours.grad.numpy(), rtol=bound, atol=bound)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("size", [1, 2, 5, 6, 7, 12, 13])
+@pytest.mark.parametrize("width", [6, 9])
+def test_adaptive_average_pool(size: int, width: int) -> None:
+    x = RNG.standard_normal((2, size, width, 3))
+    _compare(torch.nn.AdaptiveAvgPool2d(6), lambda x: layers.adaptive_avg_pool(x, 6), x)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 9])
+@pytest.mark.parametrize("k", [1.0, 2.0])
+def test_local_response_norm(size: int, k: float) -> None:
+    """Also against the paper's formula, summed by hand."""
+    spec = LocalResponseNorm(size=size, k=k, alpha=0.3, beta=0.75)
+    x = RNG.standard_normal((2, 3, 4, 7))
+    _compare(torch_model._after(spec), lambda x: layers.local_response_norm(x, spec), x)
+    expected = np.empty_like(x)
+    for channel in range(7):
+        window = x[..., max(channel - size // 2, 0) : channel + (size - 1) // 2 + 1]
+        expected[..., channel] = x[..., channel] / (k + 0.3 * (window**2).sum(-1)) ** 0.75
+    np.testing.assert_allclose(np.asarray(layers.local_response_norm(jnp.asarray(x), spec)), expected, rtol=1e-13)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("pool", [MaxPool(3, 2), MaxPool(2, 2), MaxPool(3, 2, 1), MaxPool(3, 1, 1)])
+@pytest.mark.parametrize("values", ["distinct", "tied", "negative"])
+def test_max_pool(pool: MaxPool, values: str) -> None:
+    """Ties go to the same winner in the backward pass, and padding never wins over negative values."""
+    x = RNG.standard_normal((2, 9, 8, 3))
+    x = {"distinct": x, "tied": np.rint(x), "negative": -np.abs(x) - 1}[values]
+    _compare(torch_model._after(pool), lambda x: flax_model._after(pool, x), x)
+
+
+class _Norm(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        return layers.BatchNorm(momentum=0.9, epsilon=1e-5, param_dtype=jnp.float64)(x, use_running_average=not train)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("shape", [(4, 3, 5, 6), (2, 1, 1, 6)])
+def test_batch_norm(shape: tuple[int, ...]) -> None:
+    """Three batches of training, far from zero mean, then evaluation; outputs and running statistics."""
+    ours = torch.nn.BatchNorm2d(6, eps=1e-5, momentum=0.1).double()
+    variables: Any = _Norm().init(jax.random.key(0), jnp.zeros(shape), train=False)
+    variables = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), variables)
+    for _ in range(3):
+        x = RNG.standard_normal(shape) * 3 + 100
+        output = ours(torch.tensor(x).permute(0, 3, 1, 2)).detach().numpy()
+        theirs, updates = _Norm().apply(variables, jnp.asarray(x), train=True, mutable=["batch_stats"])
+        variables = {**variables, **updates}
+        np.testing.assert_allclose(np.asarray(theirs).transpose(0, 3, 1, 2), output, rtol=1e-10, atol=1e-10)
+    stats = variables["batch_stats"]["BatchNorm_0"]
+    np.testing.assert_allclose(stats["mean"], ours.running_mean.numpy(), rtol=1e-13)  # type: ignore[union-attr]
+    np.testing.assert_allclose(stats["var"], ours.running_var.numpy(), rtol=1e-12)  # type: ignore[union-attr]
+    ours.eval()
+    output = ours(torch.tensor(x).permute(0, 3, 1, 2)).detach().numpy()
+    theirs = _Norm().apply(variables, jnp.asarray(x), train=False)
+    np.testing.assert_allclose(np.asarray(theirs).transpose(0, 3, 1, 2), output, rtol=1e-12)

@@ -1,0 +1,69 @@
+"""The proof: every architecture and every recipe, both frameworks, tensor by tensor through real training steps.
+
+Runs of many steps use networks eight times narrower (the layers, shapes and code are the same); every architecture
+takes a step at full width as well, in every precision.
+"""
+
+from __future__ import annotations
+
+import pytest
+from _pytest.mark import ParameterSet
+
+from common.arch.zoo import ARCHS
+from common.recipes.zoo import RECIPES
+from parity_tests import curves
+from parity_tests.results import Record
+from parity_tests.single_step import bounds_for, compare_step, rounding
+
+QUICK, LONG = 12, 200
+
+
+def _networks(*quick: str) -> list[ParameterSet]:
+    """Every architecture; all but the `quick` ones for the complete run alone."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.full) for name in ARCHS]
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", _networks("alexnet", "alexnet_cifar", "lenet"))
+def test_one_step_at_full_width(name: str) -> None:
+    compare_step(name, "float64")
+
+
+@pytest.mark.parametrize("name", _networks("alexnet", "lenet"))
+def test_one_step_in_float32(name: str) -> None:
+    compare_step(name, "float32")
+
+
+@pytest.mark.parametrize("name", _networks("alexnet_cifar", "lenet"))
+def test_one_step_in_bfloat16(name: str) -> None:
+    compare_step(name, "bfloat16")
+
+
+@pytest.mark.parametrize("name", _networks("lenet"))
+def test_the_bounds_are_near_to_rounding_alone(name: str) -> None:
+    """Activations and gradients: at most four times what PyTorch's float32 differs by from its float64, or 32 ULP."""
+    bounds, alone = bounds_for(name, "float32"), rounding(name, "float32", "ulp")
+    measured = max(alone.largest(phase).size for phase in ("activation", "gradient", "parameter"))
+    assert bounds.default <= max(4 * measured, 32)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("steps", [QUICK, pytest.param(LONG, marks=pytest.mark.full)])
+@pytest.mark.parametrize("name", RECIPES)
+def test_curve(name: str, steps: int, record: Record) -> None:
+    """Dropout, augmentation, momentum, decay and schedule on, a ragged last batch and several epochs included."""
+    report = curves.narrow_run(name, steps)
+    assert len(report.losses) == steps
+    if steps == LONG:
+        record(f"curve-{name}", curves.summary(name, report))
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("x64")
+def test_the_whole_default_run(record: Record) -> None:
+    """Every epoch of `digits` at full width; the last test image included, both classify alike."""
+    report, ours, theirs = curves.whole_digits_run()
+    assert (ours.top1, ours.top5, ours.count) == (theirs.top1, theirs.top5, theirs.count)
+    assert ours.accuracy > 0.9, "the network must learn, or the curve shows nothing"
+    scores = {"torch": ours.top1, "flax": theirs.top1, "of": ours.count}
+    record("curve-digits-whole", curves.summary("digits", report) | {"correct": scores})

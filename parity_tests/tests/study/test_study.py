@@ -1,0 +1,618 @@
+"""The study site: complete, self-contained, escaped, equal to its data, and built only where both sides match."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+from playwright.sync_api import Browser, Dialog, sync_playwright
+from playwright.sync_api import Page as Tab
+
+import torch_impl
+from common.arch.spec import Arch
+from common.arch.zoo import ABLATIONS, ARCHS
+from common.errors import UserError
+from common.recipes.zoo import get_recipe
+from common.reports.evaluation import write_confusion
+from common.runs.files import write_json
+from common.runs.folder import RunFolder
+from common.runs.manifest import write_manifest
+from common.weights.network import Network
+from parity_tests.material import narrow
+from study import compare, deviations, measure, runs, site, source
+from torch_impl import weights
+
+HOSTILE = "<script>alert(1)<"  # a folder's name cannot hold a slash
+LABEL = "<script>alert('label')</script>"
+STRING = "<script>alert('source')</script>"
+IMAGE = "<img src=x onerror=alert('image')>.png"
+VOID = {"meta", "link", "img", "br", "input", "hr"}
+RESULTS = site.RESULTS
+
+
+@dataclass
+class Page(HTMLParser):
+    """What the tests ask of a page."""
+
+    text: list[str] = field(default_factory=list)
+    elements: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    words: dict[int, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.open: list[int] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        self.elements.append((tag, values))
+        if tag not in VOID:
+            self.open.append(len(self.elements) - 1)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.elements[self.open[-1]][0] == tag, (self.elements[self.open[-1]], tag)
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+        for number in self.open:
+            self.words.setdefault(number, []).append(data)
+
+    def content(self, number: int) -> str:
+        """The text inside an element."""
+        return "".join(self.words.get(number, []))
+
+
+def read(path: Path) -> Page:
+    page = Page()
+    page.feed(path.read_text(encoding="utf-8"))
+    page.close()
+    assert not page.open, path
+    return page
+
+
+def small() -> Arch:
+    return narrow(ARCHS["alexnet_cifar"].adapt(channels=1))
+
+
+def subject(arch: Arch, recipe: str = "digits") -> measure.Subject:
+    names = tuple(f"class {label}" for label in range(arch.classes))
+    network = Network(None, arch, get_recipe(recipe), names)
+    return measure.Subject(network, None, "fresh", *measure.image_for(network))
+
+
+def make_run(path: Path, framework: Any, shift: float = 0.0) -> Path:
+    """A finished run of a narrow network, as `fit` leaves it, with a class that is named like markup."""
+    arch, recipe = small(), get_recipe("digits")
+    run = RunFolder.create(path, recipe)
+    names = (LABEL, *(f"digit {label}" for label in range(1, 10)))
+    write_manifest(run, framework, "cpu", arch, names)
+    for step in (10, 20):
+        score = {"loss": 2 / step + shift, "accuracy": 0.5}
+        run.log(step=step, epoch=1, split="train", **score, lr=0.1, seconds=0.5, **{"images/s": 100.0})
+    run.log(step=20, epoch=1, split="test", loss=0.25 + shift, accuracy=0.75, top5=1.0)
+    write_json(path / "manifest.json", run.manifest | {"peak_memory_bytes": 2**30})
+    (path / "evaluation").mkdir()
+    write_confusion(path / "evaluation" / "test-model-confusion.csv", np.diag(range(10)), names)
+    torch.manual_seed(0)
+    weights.save(path / "model.safetensors", torch_impl.build(arch), arch, class_names=names)
+    return path
+
+
+def copy_sources(root: Path) -> Path:
+    """The source of both packages, where a test may plant something."""
+    for framework in source.FRAMEWORKS:
+        shutil.copytree(source.ROOT / f"{framework}_impl", root / f"{framework}_impl")
+    return root
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source, with a hostile string in it."""
+    root = copy_sources(tmp_path_factory.mktemp("sources"))
+    file = root / "torch_impl" / "train.py"
+    file.write_text(file.read_text(encoding="utf-8") + f"\nNAME = {STRING!r}\n", encoding="utf-8")
+    return root
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, sources: Path) -> Path:
+    """A site with two runs and their noise; runs, image, class and source are named like markup."""
+    folder = tmp_path_factory.mktemp("study")
+    ours = make_run(folder / HOSTILE, "torch")
+    theirs = make_run(folder / "flax", "flax", shift=1e-3)
+    curves = {"train": {"loss": [(10, 1e-6), (20, 1e-5)]}, "test": {"loss": [(20, 1e-5)]}}
+    write_json(folder / "noise.json", {"runs": 2, "curves": curves})
+    Image.linear_gradient("L").save(folder / IMAGE)
+    options = site.Options(
+        run_torch=ours, run_flax=theirs, noise=folder / "noise.json", image=folder / IMAGE, out=folder / "site"
+    )
+    return site.build(options, root=sources).parent
+
+
+@pytest.fixture(scope="module")
+def pages(built: Path) -> dict[str, Page]:
+    return {path.stem: read(path) for path in built.glob("*.html")}
+
+
+@pytest.fixture(scope="module")
+def data(built: Path) -> Any:
+    return json.loads((built / "data.json").read_text(encoding="utf-8"))
+
+
+def test_every_page_is_there_and_reached(pages: dict[str, Page]) -> None:
+    assert set(pages) == set(site.PAGES)
+    for page in pages.values():
+        links = {values["href"] for tag, values in page.elements if tag == "a"}
+        assert {f"{name}.html" for name in site.PAGES} <= links
+
+
+def test_nothing_is_loaded_from_elsewhere_and_every_link_leads_somewhere(built: Path, pages: dict[str, Page]) -> None:
+    for name, page in pages.items():
+        identities = [values["id"] for _, values in page.elements if "id" in values]
+        assert len(identities) == len(set(identities)), name
+        for tag, values in page.elements:
+            for key in ("src", "href", "xlink:href", "srcset", "action"):
+                target = values.get(key, "")
+                assert not re.match(r"\s*(https?:|//)", target), (name, tag, target)
+                if target.startswith("#"):
+                    assert target[1:] in identities, (name, target)
+                elif target and not target.startswith("data:"):
+                    assert (built / target).is_file(), (name, target)
+    for style in built.glob("*.css"):
+        assert "url(" not in style.read_text(encoding="utf-8")
+        assert "@import" not in style.read_text(encoding="utf-8")
+
+
+def test_every_layer_is_on_both_sides_and_has_its_panel(pages: dict[str, Page]) -> None:
+    layers = list(measure.costs(small()))
+    elements = pages["model"].elements
+    panels = [values["data-panel"] for _, values in elements if "data-panel" in values]
+    assert panels == layers
+    for layer in layers:
+        lines = [values for _, values in elements if values.get("data-group") == layer and "id" in values]
+        for framework in source.FRAMEWORKS:
+            mine = [values for values in lines if values["id"].startswith(f"{framework}-")]
+            assert any(values.get("href") == f"#layer-{layer}" for values in mine), (framework, layer)
+        assert any(values.get("data-group") == layer and "data-list" in values for _, values in elements)
+
+
+@pytest.mark.parametrize("framework", source.FRAMEWORKS)
+def test_the_source_is_the_real_one(pages: dict[str, Page], sources: Path, framework: str) -> None:
+    page = pages["training"]
+    for module in site.MODULES:
+        lines = (sources / f"{framework}_impl" / f"{module}.py").read_text(encoding="utf-8").splitlines()
+        start = f"{framework}-{module}-L"
+        shown = {
+            int(values["id"].removeprefix(start)): page.content(number)
+            for number, (_, values) in enumerate(page.elements)
+            if values.get("id", "").startswith(start)
+        }
+        assert [shown[number].removeprefix(str(number)) for number in range(1, len(lines) + 1)] == lines
+
+
+def test_figures_equal_the_data(pages: dict[str, Page], data: Any) -> None:
+    seen = 0
+    for page in pages.values():
+        for number, (tag, values) in enumerate(page.elements):
+            if tag != "data":
+                continue
+            value = site.lookup(data, values["data-key"])
+            assert json.loads(values["value"]) == value
+            text = page.content(number)
+            if value is None:
+                assert text == "none"
+            else:
+                amount, _, unit = text.replace(",", "").partition(" ")
+                scale, rounding = {"%": (100, 0.051), "s": (1, 0.051), "MiB": (2**-20, 0.51), "": (1, 0.0)}[unit]
+                assert float(amount) == pytest.approx(value * scale, rel=5e-3, abs=rounding)
+            seen += 1
+    assert seen > 500
+
+
+def test_the_data_hold_what_was_measured(data: Any) -> None:
+    network = data["network"]
+    assert network["parameters"] == small().parameters
+    assert network["parameters"] == sum(layer["parameters"] for layer in network["layers"])
+    for layer in network["layers"]:
+        assert layer["difference"]["float64"]["relative"] < 1e-13
+        assert 0 <= layer["difference"]["float32"]["relative"] < 1e-5
+        assert layer["statistics"]["PyTorch"]["max"] == pytest.approx(layer["statistics"]["Flax"]["max"], rel=1e-4)
+    training = data["training"]
+    assert training["differences"]["test"]["loss"] == [[20, pytest.approx(1e-3)]]
+    summary = {row["title"].split(",")[0]: row for row in training["summary"]}
+    assert summary["test loss"]["difference"] == pytest.approx(1e-3)
+    assert summary["test loss"]["noise"] == 1e-5
+    assert summary["training loss"]["PyTorch"] == pytest.approx((0.2 + 0.1) / 2)
+    assert summary["time in training steps"]["Flax"] == 1.0
+    assert summary["peak memory"]["PyTorch"] == 2**30
+    assert training["runs"]["Flax"]["confusion"]["counts"][9] == [0] * 9 + [9]
+    assert len(data["parity"]["rows"]) == len(json.loads((RESULTS / "parity-cpu.json").read_text())["rows"])
+
+
+def test_names_are_shown_and_not_run(pages: dict[str, Page]) -> None:
+    assert HOSTILE in "".join(pages["index"].text)
+    assert LABEL in "".join(pages["pictures"].text)
+    assert IMAGE in "".join(pages["pictures"].text)
+    assert STRING in "".join(pages["training"].text)
+    for page in pages.values():
+        scripts = [values for tag, values in page.elements if tag == "script"]
+        assert scripts == [{"src": "study.js", "defer": ""}]
+        assert not [key for _, values in page.elements for key in values if key.startswith("on")]
+
+
+def test_headings_labels_and_landmarks(pages: dict[str, Page]) -> None:
+    for name, page in pages.items():
+        levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h[1-6]", tag)]
+        assert levels[0] == 1, name
+        assert levels.count(1) == 1, name
+        assert all(after <= before + 1 for before, after in pairwise(levels)), (name, levels)
+        assert page.elements[0] == ("html", {"lang": "en"})
+        for number, (tag, values) in enumerate(page.elements):
+            if tag in ("nav", "svg") or values.get("role") in ("region", "img"):
+                assert values.get("aria-label"), (name, tag)
+            if tag == "img":
+                assert values.get("alt"), name
+            if tag in ("a", "button"):
+                assert page.content(number).strip(), (name, values)
+            if tag in ("input", "select", "textarea"):
+                assert values.get("aria-label"), (name, tag)
+        first = next(values for tag, values in page.elements if tag == "a")
+        assert first == {"class": "skip", "href": "#main"}
+
+
+def test_without_runs_or_results_the_pages_say_so(tmp_path: Path) -> None:
+    out = site.build(site.Options(out=tmp_path / "site"), subject=subject(small()), results=tmp_path / "none").parent
+    training, parity = ("".join(read(out / f"{name}.html").text) for name in ("training", "parity"))
+    assert "mutants-cpu.json cannot be read: No such file or directory." in parity
+    assert "No PyTorch run was given." in training
+    assert "No Flax run was given." in training
+    assert "parity-cpu.json cannot be read: No such file or directory." in parity
+    assert "There are no curve-*.json files." in parity
+
+
+def test_damaged_runs_and_results_give_pages_that_say_so(tmp_path: Path) -> None:
+    ours, results = make_run(tmp_path / "torch", "torch"), tmp_path / "results"
+    with (ours / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 30, "spl')
+    results.mkdir()
+    (results / "parity-cpu.json").write_text('{"rows": [', encoding="utf-8")
+    (results / "curve-x.json").write_text("[]", encoding="utf-8")
+    (results / "mutants-cpu.json").write_text('{"rows": [{"fault": "one"}]}', encoding="utf-8")
+    (tmp_path / "noise.json").write_text('{"runs": 1, "curves": {"train": {"loss": [[1', encoding="utf-8")
+    (ours / "evaluation" / "test-model-confusion.csv").write_text("true / guessed,a,b\na,1", encoding="utf-8")
+    options = site.Options(
+        run_torch=ours, run_flax=tmp_path / "gone", noise=tmp_path / "noise.json", out=tmp_path / "site"
+    )
+    out = site.build(options, results=results).parent
+    training, parity = ("".join(read(out / f"{name}.html").text) for name in ("training", "parity"))
+    assert "metrics.jsonl is damaged or half written: line 4 of 4 cannot be read and is left out." in training
+    assert f"There is no run {tmp_path / 'gone'}." in training
+    assert "Loss of both frameworks" in training
+    assert "parity-cpu.json is damaged or half written: it is not valid JSON." in parity
+    assert "curve-x.json holds no largest differences." in parity
+    assert "mutants-cpu.json holds no table of" in parity
+    assert "noise.json is damaged or half written: it is not valid JSON." in training
+    assert "test-model-confusion.csv is damaged or half written: it is no confusion matrix." in training
+
+
+def test_a_run_without_its_parts(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "is not a run folder" in runs.read_run(tmp_path / "empty", "torch")["problems"][0]
+    run = make_run(tmp_path / "flax", "flax")
+    assert "trained with flax_impl" in runs.read_run(run, "torch")["problems"][0]
+    (run / "metrics.jsonl").unlink()
+    assert "metrics.jsonl cannot be read" in runs.read_run(run, "flax")["problems"][0]
+    (run / "manifest.json").write_text("{", encoding="utf-8")
+    assert "not valid JSON" in runs.read_run(run, "flax")["problems"][0]
+    (run / "model.safetensors").write_bytes(b"half")
+    problems: list[str] = []
+    found = site.find_subject(site.Options(run_flax=run), problems)
+    assert found.tensors is None
+    assert len(problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("flax_impl/model.py", "        x = self.conv3(x, train=train)\n", "", "conv3 has no call in AlexNet of flax"),
+        (
+            "torch_impl/model.py",
+            "self.fc7 = nn.Linear",
+            "self.fc9 = nn.Linear",
+            "fc7 has no definition in AlexNet of torch",
+        ),
+        ("flax_impl/model.py", "self.fc4 = dense", "self.fc5 = dense", "fc4 has no definition in LeNet of flax"),
+        ("torch_impl/model.py", "class ConvBlock", "class Block", "There is no ConvBlock in torch_impl/model.py"),
+        (
+            "flax_impl/optim.py",
+            "def clip_gradients",
+            "def clip",
+            "clip_gradients of torch_impl/optim.py has no counterpart",
+        ),
+        ("torch_impl/train.py", "def fit(", "def fit((", "Cannot parse"),
+    ],
+)
+def test_a_missing_counterpart_fails_the_build(tmp_path: Path, file: str, old: str, new: str, message: str) -> None:
+    copied = copy_sources(tmp_path)
+    text = (copied / file).read_text(encoding="utf-8")
+    assert old in text
+    (copied / file).write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(UserError, match=re.escape(message)):
+        site.build(site.Options(out=copied / "site"), root=copied)
+    assert not (copied / "site").exists()
+
+
+def test_an_image_that_cannot_be_shown_is_named(tmp_path: Path) -> None:
+    network = subject(small()).network
+    with pytest.raises(UserError, match=r"Cannot read the image .*gone\.png"):
+        measure.image_for(network, tmp_path / "gone.png")
+    Image.new("L", (1, 500)).save(tmp_path / "thin.png")
+    with pytest.raises(UserError, match=r"thin\.png: it measures 1 x 500 pixels, too narrow"):
+        measure.image_for(network, tmp_path / "thin.png")
+
+
+def test_other_folders_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match="not a study site"):
+        site.build(site.Options(out=tmp_path), subject=subject(small()))
+    with pytest.raises(UserError, match="is a file"):
+        site.build(site.Options(out=tmp_path / "thesis.tex"), subject=subject(small()))
+
+
+@pytest.mark.parametrize("name", [*ARCHS, *ABLATIONS])
+def test_costs_add_up(name: str) -> None:
+    arch = (ARCHS | ABLATIONS)[name]
+    rows = measure.costs(arch)
+    assert sum(row["parameters"] for row in rows.values()) == arch.parameters
+    assert sum(row["multiply_adds"] for row in rows.values()) == arch.multiply_adds
+
+
+def test_receptive_fields() -> None:
+    """As published for AlexNet, each block with its pool."""
+    fields = {name: row["receptive_field"] for name, row in measure.costs(ARCHS["alexnet"]).items()}
+    assert [fields[f"conv{number}"] for number in range(1, 6)] == [19, 67, 99, 131, 195]
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        ("lenet", "fashion_mnist_lenet"),
+        ("alexnet_cifar_bn", "cifar10"),
+        ("alexnet_cifar_lrn", "cifar10"),
+        pytest.param("alexnet_bn", "imagenet", marks=pytest.mark.full),
+    ],
+)
+def test_other_architectures_are_measured(name: str, recipe: str) -> None:
+    arch = narrow((ARCHS | ABLATIONS)[name])
+    chosen = subject(arch, recipe)
+    chosen = replace(chosen, network=replace(chosen.network, recipe=replace(get_recipe(recipe), arch=name)))
+    found, _, _ = measure.measure(chosen)
+    assert all(row["difference"]["float64"]["relative"] < 1e-13 for row in found["layers"])
+    assert [row["label"] for row in found["top"]["PyTorch"]] == [row["label"] for row in found["top"]["Flax"]]
+
+
+@pytest.mark.parametrize("name", [*ARCHS, *ABLATIONS])
+def test_every_named_architecture_can_be_shown(name: str) -> None:
+    network = measure.fresh_network("digits", name)
+    assert network.arch.name == name
+    pixels, _ = measure.image_for(network)
+    assert pixels.shape == network.stored
+
+
+def differences() -> Iterator[tuple[str, str]]:
+    for table in deviations.tables():
+        for row in table["rows"]:
+            yield table["arch"], row["field"]
+
+
+def test_every_deviation_has_a_reason() -> None:
+    assert [pair for pair in differences() if not deviations.reason(*pair)] == []
+
+
+def test_every_reason_is_for_a_deviation() -> None:
+    """The first pattern that fits counts, so one that never does is stale."""
+    used = {deviations.found(*pair) for pair in differences()}
+    assert [
+        (name, pattern)
+        for name, rows in deviations.REASONS.items()
+        for pattern, _ in rows
+        if (name, pattern) not in used
+    ] == []
+
+
+def test_a_new_deviation_without_a_reason_is_seen() -> None:
+    odd = replace(ARCHS["alexnet"], activation="tanh")
+    (row,) = deviations.deviations(odd, ARCHS["alexnet"])
+    assert (row.field, row.value, row.reference, row.reason) == ("activation", "tanh", "relu", "")
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BROWSER = next((path for path in map(shutil.which, BROWSERS) if path), None)
+SERIOUS = ("serious", "critical")
+AXE = {"preload": False, "resultTypes": ["violations"]}  # preloading would ask for the styles again
+LIT = """(compare) => ({
+  group: document.activeElement.dataset.group,
+  focused: document.activeElement.id || ("list" in document.activeElement.dataset ? "list" : ""),
+  outlined: getComputedStyle(document.activeElement).outlineStyle !== "none",
+  groups: [...new Set([...compare.querySelectorAll(".line.lit")].map((line) => line.dataset.group))],
+  sides: [...new Set([...compare.querySelectorAll(".line.lit")].map((line) => line.id.split("-")[0]))].sort(),
+  panels: [...compare.querySelectorAll(".panel")].filter((one) => one.offsetHeight).map((one) => one.dataset.panel),
+})"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium without a window."""
+    if not BROWSER:
+        pytest.skip(f"no browser is found: {', '.join(BROWSERS)}")
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+
+
+@contextmanager
+def opened(browser: Browser, file: Path, width: int = 1440, **settings: Any) -> Iterator[Tab]:
+    """A page in a window of its own, which may say nothing and ask for nothing but its neighbours."""
+
+    def refuse(dialog: Dialog) -> None:
+        said.append(dialog.message)
+        dialog.dismiss()
+
+    context = browser.new_context(viewport={"width": width, "height": 900}, **settings)
+    tab, said, asked = context.new_page(), list[str](), list[str]()
+    tab.on("console", lambda message: said.append(message.text))
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.on("dialog", refuse)
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(file.as_uri())
+    yield tab
+    context.close()
+    assert said == []
+    assert [url for url in asked if not url.startswith((file.parent.as_uri(), "data:"))] == []
+
+
+def violations(tab: Tab, context: dict[str, Any]) -> list[tuple[str, str]]:
+    """The rules of axe-core that are seriously broken, and where."""
+    found = Axe().run(tab, context, AXE).response["violations"]
+    return [(rule["id"], rule["nodes"][0]["html"]) for rule in found if rule["impact"] in SERIOUS]
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (390, "dark")])
+@pytest.mark.parametrize("page", site.PAGES)
+def test_pages_in_a_browser(browser: Browser, built: Path, page: str, width: int, scheme: Any) -> None:
+    with opened(browser, built / f"{page}.html", width, color_scheme=scheme) as tab:
+        assert tab.evaluate("document.documentElement.scrollWidth") == width, "the page scrolls sideways"
+        assert tab.evaluate("[...document.scripts].map((script) => script.getAttribute('src'))") == ["study.js"]
+        sources = [] if page == "model" else [[".code"]]  # thousands of lines made alike: once is enough
+        assert violations(tab, {"exclude": sources}) == []
+
+
+def pressed(tab: Tab, key: str) -> Iterator[dict[str, Any]]:
+    """What is focused and lit after each press of a key, until the focus has left the page's sources."""
+    seen = tab.evaluate_handle("document.querySelector('[data-pair]')")
+    for _ in range(400):
+        tab.keyboard.press(key)
+        if tab.evaluate("document.activeElement.closest('footer') !== null"):
+            return
+        state = tab.evaluate(LIT, seen)
+        if state["group"] and tab.evaluate("(pair) => pair.contains(document.activeElement)", seen):
+            yield state
+
+
+def test_every_layer_is_reached_with_the_keyboard(browser: Browser, built: Path) -> None:
+    layers, reached = set(measure.costs(small())), dict[str, set[str]]()
+    with opened(browser, built / "model.html") as tab:
+        for state in pressed(tab, "Tab"):
+            assert state["outlined"], state
+            assert state["groups"] == [state["group"]]
+            assert state["sides"] == ["flax", "torch"], state
+            assert state["panels"] == [state["group"]]
+            reached.setdefault(state["focused"].split("-")[0], set()).add(state["group"])
+    assert reached == {"list": layers, "torch": layers, "flax": layers}
+
+
+def test_pointing_at_a_layer_lights_both_sides(browser: Browser, built: Path) -> None:
+    with opened(browser, built / "model.html") as tab:
+        tab.locator(".pane.flax .line[data-group=conv3]").first.hover()
+        lit = tab.locator(".line.lit")
+        assert {line.get_attribute("data-group") for line in lit.all()} == {"conv3"}
+        assert tab.locator(".pane.torch .line.lit").count() == tab.locator(".pane.flax .line.lit").count() == 2
+        assert tab.locator("#layer-conv3").is_visible()
+        top = "(line) => line.getBoundingClientRect().top"
+        tops = [tab.locator(f".pane.{side} .line.lit").first.evaluate(top) for side in source.FRAMEWORKS]
+        assert len(set(tops)) == 1, "the two sides are not level"
+
+
+def test_on_a_phone_the_measurements_can_be_opened_and_closed(browser: Browser, built: Path) -> None:
+    with opened(browser, built / "model.html", 390) as tab:
+        panel = tab.locator("#layer-conv2")
+        assert not panel.is_visible()
+        for close in (lambda: tab.get_by_role("button", name="Close").click(), lambda: tab.keyboard.press("Escape")):
+            tab.locator("nav.layers a[data-group=conv2]").click()
+            assert panel.is_visible()
+            close()
+            assert not panel.is_visible()
+
+
+@pytest.mark.parametrize("how", ["print", "no script"])
+def test_on_paper_and_without_a_script_everything_is_there(browser: Browser, built: Path, how: str) -> None:
+    with opened(browser, built / "model.html", java_script_enabled=how == "print") as tab:
+        tab.emulate_media(media="print" if how == "print" else "screen")
+        panels = tab.locator(".panel")
+        assert panels.count() == len(measure.costs(small()))
+        assert all(panel.is_visible() for panel in panels.all())
+        assert tab.locator("header nav").is_visible() == (how != "print")
+
+
+def test_planted_faults_are_seen(browser: Browser, built: Path, tmp_path: Path) -> None:
+    """The checks above can fail: on a script that runs, a request to elsewhere, and text that is hard to read."""
+    text = (built / "index.html").read_text(encoding="utf-8")
+    for file in built.glob("study.*"):
+        shutil.copy(file, tmp_path)
+
+    def planted(fault: str) -> Path:
+        (tmp_path / "index.html").write_text(text.replace("</main>", f"{fault}</main>"), encoding="utf-8")
+        return tmp_path / "index.html"
+
+    for fault in ("<script>alert(1)</script>", '<img alt="" src="http://localhost:9/x.png">'):
+        with pytest.raises(AssertionError), opened(browser, planted(fault)):
+            pass
+    with opened(browser, planted('<p id="pale" style="color: #ddd; background: #fff">pale</p>')) as tab:
+        assert [rule for rule, _ in violations(tab, {"include": [["#pale"]]})] == ["color-contrast"]
+
+
+def test_compare_trains_both_from_the_same_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A small network on the digits, one epoch: run folders, noise, table and pages."""
+    options = compare.Options(
+        arch="lenet", epochs=1, moved=1, device="cpu", out=tmp_path / "runs", site=tmp_path / "site"
+    )
+    page = compare.compare(options)
+    data = json.loads((page.parent / "data.json").read_text(encoding="utf-8"))
+    ours, theirs = (data["training"]["runs"][name] for name in ("PyTorch", "Flax"))
+    (first, apart), *_ = data["training"]["differences"]["train"]["loss"]
+    assert first == 1
+    assert apart <= 32 * 2**-23 * ours["curves"]["train"]["loss"][0][1], "the first losses are of the same weights"
+    assert len(data["training"]["noise"]["curves"]["train"]["loss"]) == len(ours["curves"]["train"]["loss"])
+    assert data["training"]["noise"]["curves"]["train"]["loss"][-1][1] > 0
+    printed = capsys.readouterr().out
+    for row in data["training"]["summary"]:
+        assert row["title"] in printed
+        for key in ("PyTorch", "Flax", "difference"):
+            assert site.written(row[key], row["kind"]) in printed
+    titles = [row["title"] for row in data["training"]["summary"]]
+    assert titles == [title for title, _ in runs.FIGURES.values() if "validation" not in title]
+    assert sum(map(sum, ours["confusion"]["counts"])) == sum(map(sum, theirs["confusion"]["counts"])) == 360
+    assert not list((tmp_path / "runs").glob("tmp*")), "the moved runs leave nothing behind"
+    manifest = tmp_path / "runs" / "flax" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"batches_sha256": {', '"batches_sha256": {"0": "other",'))
+    with pytest.raises(UserError, match="different batches"):
+        compare._check_batches(tmp_path / "runs")
+    with pytest.raises(UserError, match="File exists"):
+        compare.compare(options)
+
+
+def test_the_envelope_is_the_largest_difference_so_far() -> None:
+    base: runs.Curves = {"train": {"loss": [(1, 1.0), (2, 1.0), (3, 1.0)]}}
+    moved: list[runs.Curves] = [
+        {"train": {"loss": [(1, 1.1), (2, 1.0), (3, 0.8)]}},
+        {"train": {"loss": [(1, 1.0), (2, 1.4), (3, 1.0)]}},
+    ]
+    found = runs.envelope(base, moved, 1e-7)["train"]["loss"]
+    assert [step for step, _ in found] == [1, 2, 3]
+    assert [width for _, width in found] == pytest.approx([0.1, 0.4, 0.4])
+    assert runs.envelope(base, [base], 1e-7)["train"]["loss"] == [(step, 32e-7) for step in (1, 2, 3)]

@@ -1,0 +1,578 @@
+"""Runs that are killed, stopped or meet a fault: they go on bit for bit, and nothing that was there is lost."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis.strategies import integers
+from safetensors.numpy import save_file
+
+import common.runs.files
+from common.arch.spec import Arch
+from common.arch.zoo import ARCHS
+from common.commands.train import run_train
+from common.data.photos import open_image
+from common.errors import DamagedError, UserError
+from common.frameworks import Framework
+from common.runs.folder import RunFolder
+from common.runs.progress import Progress
+from common.runs.scores import Scores
+from common.stopping import Stopped, stopping_at_once
+from common.system import package_versions
+from common.weights import exchange
+from parity_tests.material import narrow
+from parity_tests.tests.training.test_runs import TRAIN, both, quick, reproducible, snapshot
+from stress import fuzz, soak
+
+__all__ = ["quick"]  # a fixture of this module too
+
+EPOCHS, STEPS = 2, 6  # 1,437 digits in batches of 256
+WORDS = f"digits --arch tiny --batch-size 256 --device cpu --epochs {EPOCHS} {soak.AUGMENTED}".split()
+EVERY = ("--checkpoint-every", 2, "--log-every", 3)
+SUFFIX = {"torch": ".pt", "flax": ".orbax"}
+
+
+class Killed(BaseException):
+    """What a test raises where SIGKILL shall hit."""
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A narrow `alexnet_cifar`, dropout included."""
+    monkeypatch.setitem(ARCHS, "tiny", replace(narrow(ARCHS["alexnet_cifar"]), name="tiny"))
+
+
+def train(framework: str, out: Path, *words: object) -> tuple[int, str]:
+    """Exit code and everything that is printed."""
+    with redirect_stdout(io.StringIO()) as stdout, redirect_stderr(stdout):
+        try:
+            run_train(TRAIN[framework].fit, [*WORDS, "--out", str(out), *map(str, words)])
+        except SystemExit as end:
+            return int(end.code or 0), stdout.getvalue()
+    return 0, stdout.getvalue()
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The run of each framework that nothing disturbs, with a checkpoint after each epoch alone."""
+    folder = tmp_path_factory.mktemp("calm")
+
+    def run(framework: str) -> Path:
+        if not (folder / framework).exists():
+            assert train(framework, folder / framework, "--log-every", 3)[0] == 0
+        return folder / framework
+
+    return run
+
+
+def assert_same_run(path: Path, other: Path) -> None:
+    """The same rows, batches and weights, bit for bit, and nothing half written."""
+    assert soak.differences(path, other) == []
+    assert not [part for part in path.rglob("*") if ".part" in part.name]
+
+
+def stems(path: Path) -> list[str]:
+    """The checkpoints of a run, without their suffix, oldest first."""
+    return sorted(each.name.split(".")[0] for each in (path / "checkpoints").iterdir())
+
+
+def kill(framework: Framework, out: Path, moment: str, *words: object) -> None:
+    """Train until a moment: "before" or "after", what is done, and the name of the file that it is done to."""
+    dead = False
+    with pytest.MonkeyPatch.context() as patch:
+
+        def arrive(now: str) -> None:
+            nonlocal dead
+            if now == moment:
+                dead = True
+                raise Killed
+
+        def watch(owner: Any, name: str, deed: str) -> None:
+            original = getattr(owner, name)
+
+            def watched(*arguments: Any, **options: Any) -> Any:
+                file = next((argument.name for argument in arguments if isinstance(argument, Path)), "")
+                arrive(f"before {deed} {file}".rstrip())
+                result = original(*arguments, **options)
+                arrive(f"after {deed} {file}".rstrip())
+                return result
+
+            patch.setattr(owner, name, watched)
+
+        watch(TRAIN[framework], "train_step", "step")
+        watch(common.files, "flush", "flush")
+        watch(Path, "replace", "rename")
+        watch(Path, "rename", "rename")
+        watch(RunFolder, "log", "row")
+        clear = common.files._clear  # which the dead no longer call
+        patch.setattr(common.files, "_clear", lambda part: None if dead else clear(part))
+        with pytest.raises(Killed):
+            train(framework, out, *words)
+
+
+@both
+def test_a_killed_run_goes_on_bit_for_bit(framework: Framework, calm: Callable[[str], Path], tmp_path: Path) -> None:
+    """Between two files, while a checkpoint is written, before it has its name and after, and at the very end."""
+    path, suffix = tmp_path / "run", SUFFIX[framework]
+    kill(framework, path, "after rename run.part", *EVERY)
+    assert not (path / "manifest.json").exists()
+    for moment in (
+        f"before flush epoch_0000_step_00000002{suffix}.part",
+        f"after rename epoch_0000_step_00000004{suffix}.part",
+        f"before rename epoch_0001{suffix}.part",
+        "before flush model.safetensors.part",
+    ):
+        kill(framework, path, moment, *EVERY, "--resume")
+    code, said = train(framework, path, *EVERY, "--resume")
+    assert code == 0, said
+    assert "resuming after epoch 2" in said
+    assert_same_run(path, calm(framework))
+    assert stems(path) == [
+        *("epoch_0000_step_00000002", "epoch_0000_step_00000004", "epoch_0001"),
+        *("epoch_0001_step_00000008", "epoch_0001_step_00000010", "epoch_0002"),
+    ]
+
+
+@both
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_step_and_leaves_a_checkpoint(
+    framework: Framework,
+    number: signal.Signals,
+    calm: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original, calls = TRAIN[framework].train_step, iter(range(100))
+
+    def signalled(*arguments: Any) -> Any:
+        if next(calls) == 3:
+            os.kill(os.getpid(), number)
+        return original(*arguments)
+
+    monkeypatch.setattr(TRAIN[framework], "train_step", signalled)
+    path = tmp_path / "run"
+    code, said = train(framework, path)
+    assert code == 128 + number
+    file = path / "checkpoints" / f"epoch_0000_step_00000004{SUFFIX[framework]}"
+    assert f"{number.name}: {file} is written; the same command with --resume --out {path} continues it" in said
+    assert file.exists()
+    monkeypatch.undo()
+    monkeypatch.setitem(ARCHS, "tiny", replace(narrow(ARCHS["alexnet_cifar"]), name="tiny"))
+    code, said = train(framework, path, "--resume", "--log-every", 3)
+    assert (code, "resuming after step 4, in epoch 1" in said) == (0, True)
+    assert reproducible(RunFolder(path).metrics())[1:] == reproducible(RunFolder(calm(framework)).metrics())[2:]
+
+
+@both
+@pytest.mark.parametrize("how", ["truncated", "altered", "missing"])
+def test_a_damaged_checkpoint_is_named_and_skipped(
+    framework: Framework, how: str, calm: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = shutil.copytree(calm(framework), tmp_path / "run")
+    (path / "model.safetensors").unlink()
+    newest = path / "checkpoints" / f"epoch_0002{SUFFIX[framework]}"
+    files = [file for file in (newest, *newest.rglob("*")) if file.is_file()]
+    largest = max(files, key=lambda file: file.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    if how == "missing" and framework == "flax":
+        largest.unlink()
+    else:
+        largest.write_bytes(bytes({"truncated": content[: len(content) // 2], "altered": content, "missing": b""}[how]))
+    code, said = train(framework, path, "--resume", "--log-every", 3)
+    assert code == 0, said
+    assert f"warning: {newest} is damaged" in said
+    assert f"It is skipped and kept as {newest.name}.damaged" in said
+    assert "resuming after epoch 1" in said
+    assert_same_run(path, calm(framework))
+
+
+@both
+def test_a_newest_checkpoint_of_the_wrong_kind_is_skipped(
+    framework: Framework, calm: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """A folder for a file, a file for a folder; and where one was set aside before, the name is not taken again."""
+    path = shutil.copytree(calm(framework), tmp_path / "run")
+    newest = path / "checkpoints" / f"epoch_0002{SUFFIX[framework]}"
+    newest.rename(newest.with_name(f"{newest.name}.damaged"))
+    if framework == "torch":
+        newest.mkdir()
+    else:
+        newest.touch()
+    kind = {"torch": "folder", "flax": "file"}[framework]
+    code, said = train(framework, path, "--resume", "--log-every", 3)
+    assert code == 0, said
+    assert f"warning: {newest} is damaged: it is a {kind}." in said
+    assert f"It is skipped and kept as {newest.name}.damaged-2" in said
+    assert_same_run(path, calm(framework))
+
+
+@both
+def test_lost_rows_do_not_choose_another_epoch(
+    framework: Framework, calm: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Evaluations come back from the checkpoint, and what else is lost is said."""
+    path = shutil.copytree(calm(framework), tmp_path / "run")
+    rows = RunFolder(path).metrics()
+    (path / "metrics.jsonl").unlink()
+    code, said = train(framework, path, "--resume", "--log-every", 3, "--epochs", EPOCHS + 1)
+    assert code == 0, said
+    assert f"warning: {path}/metrics.jsonl has lost training rows of epoch 1\n" in said
+    assert RunFolder(path).metrics()[: len(rows) - 2] == [row for row in rows if row["epoch"] > 1 or "lr" not in row]
+
+
+@both
+def test_keep_prunes_all_but_the_newest_and_the_best(
+    framework: Framework, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, rights = TRAIN[framework].evaluate, iter((300, 80))
+
+    def scored(*arguments: Any, **options: Any) -> Scores:
+        return replace(original(*arguments, **options), top1=next(rights))
+
+    monkeypatch.setattr(TRAIN[framework], "evaluate", scored)
+    path = tmp_path / "run"
+    code, said = train(framework, path, "--checkpoint-every", 2, "--keep", 2)
+    assert code == 0, said
+    assert stems(path) == ["epoch_0001", "epoch_0001_step_00000010", "epoch_0002"]
+
+
+@pytest.mark.parametrize("option", ["--keep", "--checkpoint-every"])
+def test_numbers_of_checkpoints_are_positive(option: str, tmp_path: Path) -> None:
+    assert train("torch", tmp_path / "run", option, 0) == (2, f"error: {option} is 0; it must be at least 1.\n")
+
+
+@both
+def test_one_process_at_a_time_trains_in_a_folder(
+    framework: Framework, calm: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = shutil.copytree(calm(framework), tmp_path / "run")
+    before = snapshot(path)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, path], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1], text=True
+    )
+    assert holder.stdout
+    assert holder.stdout.readline() == "locked\n"
+    code, said = train(framework, path, "--resume")
+    assert (code, said) == (2, f"error: Another process is training in {path}: wait until it ends, or end it.\n")
+    assert snapshot(path) == before
+    holder.kill()
+    holder.communicate()
+    assert train(framework, path, "--resume", "--log-every", 3)[0] == 0  # death has released it
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from common.files import locked
+with locked(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
+@both
+def test_a_metrics_file_cut_in_a_line(framework: Framework, calm: Callable[[str], Path], tmp_path: Path) -> None:
+    path = shutil.copytree(calm(framework), tmp_path / "run")
+    file = path / "metrics.jsonl"
+    file.write_bytes(file.read_bytes()[:-30])
+    code, said = train(framework, path, "--resume", "--log-every", 3)
+    assert code == 0, said
+    assert f"note: the last line of {file} was cut off; it is dropped\n" in said
+    assert_same_run(path, calm(framework))
+
+
+@pytest.mark.parametrize("framework", ["torch", pytest.param("flax", marks=pytest.mark.full)])
+def test_not_a_number_names_step_layer_and_checkpoint(
+    framework: Framework, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A learning rate far too high; in the flow of a run no step waits for its loss."""
+    path, suffix = tmp_path / "run", SUFFIX[framework]
+    code, said = train(framework, path, "--optimizer.name", "sgd", "--optimizer.lr", 1e6, "--checkpoint-every", 1)
+    assert code == 2
+    checkpoints = stems(path)
+    step = len(checkpoints) + 1
+    last = path / "checkpoints" / f"{checkpoints[-1]}{suffix}" if checkpoints else "none: the run had none yet"
+    assert re.search(
+        f"error: At step {step}, in epoch 1, the (output|parameters) of (conv[1-5]|fc[678]) became NaN or infinite. "
+        f"The last good checkpoint is {last}. Start again with a lower optimizer.lr",
+        said,
+    ), said
+    assert "Traceback" not in said
+
+
+@both
+def test_the_layer_is_the_first_that_is_not_finite(framework: Framework, tmp_path: Path) -> None:
+    """Weights of fc6 so large that its output overflows."""
+    weights, _ = exchange.read(train_weights(tmp_path))
+    weights["fc6.weight"] = np.full_like(weights["fc6.weight"], 3e38)
+    exchange.write(tmp_path / "large.safetensors", weights, tiny_arch())
+    code, said = train(framework, tmp_path / "run", "--init-from", tmp_path / "large.safetensors", "--log-every", 4)
+    assert code == 2
+    assert "error: At step 1, in epoch 1, the output of fc6 became NaN or infinite. " in said
+    assert "The last good checkpoint is none: the run had none yet. " in said
+
+
+@both
+def test_out_of_memory_says_what_fits(framework: Framework, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that holds 100 examples."""
+    original = TRAIN[framework].train_step
+
+    def step(state: Any, images: Any, *rest: Any) -> Any:
+        if len(images) > 100:
+            if framework == "torch":
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 20 bytes.")
+        return original(state, images, *rest)
+
+    monkeypatch.setattr(TRAIN[framework], "train_step", step)
+    code, said = train(framework, tmp_path / "run")
+    assert code == 2
+    assert said.splitlines()[-1] == (
+        "error: The device has not enough memory for batch_size 256 in float32. 64 at a time fit: --accumulate 4 gives "
+        "the same run, --batch-size 64 another one. The last good checkpoint is none: the run had none yet."
+    )
+
+
+@both
+def test_a_full_disk(
+    framework: Framework, calm: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files may grow to 64 KiB and no further: the checkpoint cannot be written, the run stays as it was."""
+    path, lost = shutil.copytree(calm(framework), tmp_path / "run"), f"epoch_0002{SUFFIX[framework]}"
+    common.files.remove(path / "checkpoints" / lost)
+    before = snapshot(path / "checkpoints")
+    save, limits = TRAIN[framework].checkpoint.save, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limited(*arguments: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+        try:
+            save(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(TRAIN[framework].checkpoint, "save", limited)
+    code, said = train(framework, path, "--resume", "--log-every", 3)
+    assert code == 2
+    assert f"error: Cannot write {path / 'checkpoints' / lost}: File too large." in said
+    assert "Traceback" not in said
+    assert snapshot(path / "checkpoints") == before
+    monkeypatch.setattr(TRAIN[framework].checkpoint, "save", save)
+    assert train(framework, path, "--resume", "--log-every", 3)[0] == 0
+    assert_same_run(path, calm(framework))
+
+
+@contextmanager
+def unprivileged(folder: Path) -> Iterator[None]:
+    """Be somebody who may read a folder and not write there, also where the tests run as root."""
+    modes = {each: each.stat().st_mode for each in (folder, *folder.rglob("*"), *folder.parents[:-2])}
+    for each, mode in modes.items():
+        each.chmod(mode & ~0o222 | 0o555 if each == folder or folder in each.parents else mode | 0o055)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+        for each, mode in modes.items():
+            each.chmod(mode)
+
+
+@both
+def test_a_read_only_folder(framework: Framework, calm: Callable[[str], Path], tmp_path: Path) -> None:
+    path = shutil.copytree(calm(framework), tmp_path / "run")
+    before = snapshot(path)
+    with unprivileged(path):
+        resumed = train(framework, path, "--resume", "--epochs", EPOCHS + 1)
+        new = train(framework, path / "new")
+    assert resumed == (2, f"error: Cannot write {path}/recipe.json: Permission denied.\n")
+    assert new == (2, f"error: Cannot make the run folder {path}/new: Permission denied.\n")
+    assert snapshot(path) == before
+
+
+@both
+@pytest.mark.parametrize(("field", "value"), [("seed", 1), ("arch", "other"), ("dataset", "pixels")])
+def test_a_checkpoint_of_another_run(
+    framework: Framework,
+    field: str,
+    value: Any,
+    calm: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Copied among those of a run: it is named, and nothing changes."""
+    monkeypatch.setitem(ARCHS, "other", replace(narrow(ARCHS["alexnet_cifar"], conv=16), name="other"))
+    path = shutil.copytree(calm(framework), tmp_path / "run")
+    recipe = replace(RunFolder(path).recipe, **{field: value})
+    arch = ARCHS[recipe.arch].adapt(channels=1, classes=10)
+    device = {"torch": torch.device("cpu"), "flax": jax.devices("cpu")[0]}[framework]
+    state = TRAIN[framework].init_state(recipe, arch, STEPS, device)
+    stranger = path / "checkpoints" / f"epoch_0002_step_00000014{SUFFIX[framework]}"
+    TRAIN[framework].checkpoint.save(stranger, state, Progress.start(recipe, arch, 2, 14))
+    before = snapshot(path / "checkpoints")
+    code, said = train(framework, path, "--resume", "--log-every", 3)
+    assert code == 2
+    assert re.search(f"error: {stranger} was written by a run with {field} = {value}, not \\w+: it belongs to", said)
+    assert snapshot(path / "checkpoints") == before
+
+
+@both
+def test_a_checkpoint_of_another_version(
+    framework: Framework, calm: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = shutil.copytree(calm(framework), tmp_path / "run")
+    package = {"torch": "torch", "flax": "jax"}[framework]
+    versions = package_versions()
+    monkeypatch.setattr("common.runs.journal.package_versions", lambda: {**versions, package: "99.0"})
+    code, said = train(framework, path, "--resume", "--log-every", 3)
+    assert code == 0, said
+    assert f"note: the checkpoint was written with {package} {versions[package]}, and 99.0 is installed" in said
+
+
+@pytest.mark.parametrize("framework", ["torch", pytest.param("flax", marks=pytest.mark.full)])
+def test_given_weights_are_not_forgotten(framework: Framework, tmp_path: Path) -> None:
+    """A run with --init-from that is killed before its first checkpoint begins with the same weights again."""
+    weights, words = train_weights(tmp_path), ("--epochs", 1, "--log-every", 3)
+    calm_run, path = tmp_path / "calm", tmp_path / "run"
+    assert train(framework, calm_run, *words, "--init-from", weights)[0] == 0
+    kill(framework, path, "after step", *words, "--init-from", weights)
+    assert train(framework, path, *words, "--resume")[0] == 0
+    assert_same_run(path, calm_run)
+    kill(framework, tmp_path / "other", "after step", *words, "--init-from", weights)
+    weights.write_bytes(b"")
+    said = train(framework, tmp_path / "other", *words, "--resume")
+    assert said == (
+        2,
+        f"error: {tmp_path}/other began with the weights {weights}, which are gone or were changed since.\n",
+    )
+
+
+def tiny_arch() -> Arch:
+    return ARCHS["tiny"].adapt(channels=1, classes=10)
+
+
+def train_weights(folder: Path) -> Path:
+    """A file of random weights."""
+    rng, path = np.random.default_rng(0), folder / "weights.safetensors"
+    shapes = exchange.shapes(tiny_arch())
+    exchange.write(path, {n: 0.1 * rng.standard_normal(s, np.float32) for n, s in shapes.items()}, tiny_arch())
+    return path
+
+
+@pytest.mark.parametrize("framework", ["torch", pytest.param("flax", marks=pytest.mark.full)])
+def test_kills_from_outside(framework: Framework, tmp_path: Path) -> None:
+    """A short soak: SIGKILL a random moment after the metrics have grown to so many rows."""
+    short, rng = soak.Soak(framework, epochs=6), np.random.default_rng()
+    calm, path = soak.start(short, tmp_path / "calm"), tmp_path / "run"
+    metrics = path / "metrics.jsonl"
+    for rows in (3, 10, 17):
+        process = soak.start(short, path, *(["--resume"] if path.exists() else []))
+        while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= rows):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+    soak.finish(soak.start(short, path, "--resume"))
+    soak.finish(calm)
+    assert soak.differences(path, tmp_path / "calm") == []
+
+
+@pytest.mark.parametrize("kind", fuzz.TARGETS)
+def test_damaged_files_are_refused_or_whole(kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """`python -m parity_tests.fuzz` does it to 10,000."""
+    folder = tmp_path_factory.mktemp("fuzz")
+
+    @settings(max_examples=20, deadline=None, database=None)
+    @given(integers(0, 2**32 - 1))
+    def attack(seed: int) -> None:
+        assert fuzz.attack(kind, seed, folder) in ("refused", "opened")
+
+    attack()
+
+
+class _Code:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.system, ("touch CODE_HAS_RUN",))
+
+
+def test_no_code_in_a_checkpoint_runs(
+    calm: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = shutil.copytree(calm("torch"), tmp_path / "run")
+    file = path / "checkpoints" / "epoch_0002.pt"
+    torch.save({**torch.load(file), "progress": _Code()}, file)
+    code, said = train("torch", path, "--resume", "--log-every", 3)
+    assert code == 2
+    assert f"error: {file} holds more than tensors, so it is not opened: it could run code." in said
+    assert not (tmp_path / "CODE_HAS_RUN").exists()
+
+
+def test_images_have_a_limit(tmp_path: Path) -> None:
+    """A PNG of a few KiB that would unfold to 12 GB."""
+    header = struct.pack(">IIBBBBB", 65_000, 65_000, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1 << 20))), (b"IEND", b"")]
+    body = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    with pytest.raises(UserError, match=r"Cannot read the image .*bomb\.png: it has more than 178,956,970 pixels"):
+        open_image(tmp_path / "bomb.png")
+
+
+def test_sums_lead_nowhere_else(calm: Callable[[str], Path], tmp_path: Path) -> None:
+    """A list of checksums that names a file outside its folder."""
+    path = shutil.copytree(calm("flax") / "checkpoints" / "epoch_0002.orbax", tmp_path / "epoch_0002.orbax")
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    with (path / "SHA256SUMS").open("a") as file:
+        file.write(f"{common.files.sha256(secret)}  ../secret\n")
+    with pytest.raises(DamagedError, match="secret is not the file that was written"):
+        common.files.check_sums(path)
+
+
+def test_a_difference_is_seen(calm: Callable[[str], Path], tmp_path: Path) -> None:
+    """One unit in the last place of a loss and of a weight."""
+    path = shutil.copytree(calm("torch"), tmp_path / "run")
+    rows = RunFolder(path).metrics()
+    rows[1]["loss"] = np.nextafter(rows[1]["loss"], 9)
+    RunFolder(path).rewind(0, rows)
+    weights, metadata = exchange.read(path / "model.safetensors")
+    weights["fc7.bias"][3] = np.nextafter(weights["fc7.bias"][3], np.float32(9))
+    save_file(weights, path / "model.safetensors", metadata)
+    assert soak.differences(path, calm("torch")) == ["row 2", "fc7.bias"]
+
+
+def test_a_signal_in_a_finalizer_is_not_lost() -> None:
+    """Grain frees its shared memory in one, where Python prints what is raised and goes on."""
+
+    class Finalized:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    def wait() -> None:
+        Finalized()
+        time.sleep(10)
+
+    with pytest.raises(Stopped), stopping_at_once():
+        wait()

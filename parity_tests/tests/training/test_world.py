@@ -1,0 +1,448 @@
+"""Several processes take the same steps as one: sizes 1 to 4, in each framework and across; faults, deaths, resuming.
+
+Every process has one thread, so that a few of them fit on two cores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import flax_impl.train
+import torch_impl.train
+from common.arch.zoo import ARCHS
+from common.commands.launch import run_launch as launch
+from common.commands.train import run_train
+from common.data.pipeline import batches
+from common.errors import UserError
+from common.frameworks import Framework
+from common.recipes.zoo import RECIPES
+from common.scaling import Scaling
+from common.scaling import main as model
+from common.training.launch import Launch
+from common.world import ALONE, World
+from parity_tests.together import ACCUMULATION, FAULTS, SYNC_NORM, Trace, batch_norm, load, normalise, run, scenarios
+
+BOUND = 1e-9
+FRAMEWORKS: tuple[Framework, ...] = ("torch", "flax")
+TRAIN = {"torch": torch_impl.train, "flax": flax_impl.train}
+QUICK = "everything"
+OF_FRAMEWORK = {
+    "torch": ("mean of means", "same masks", "local batch norm", "same rows"),
+    "flax": ("padding counts", "padding normalises", "same rows"),
+}
+# Compiling takes most of the time: XLA need not try hard.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+}
+DIGITS = ("digits", "--arch", "lenet", "--preprocess.resize", "16", "--precision", "float64", "--batch-size", "500")
+FEW = (*DIGITS, "--mix.mixup", "0.3", "--device", "cpu", "--log-every", "1")
+
+both = pytest.mark.parametrize("framework", FRAMEWORKS)
+
+
+def start(size: int, *words: str) -> subprocess.Popen[str]:
+    """Start a module in several processes."""
+    command = [sys.executable, "-m", "common.launch", "--processes", str(size), "--", *words]
+    environment = os.environ | ENVIRONMENT
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str], limit: float = 500) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr, at the latest after `limit` seconds."""
+    try:
+        out, err = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.communicate()
+        raise
+    return process.returncode, out, err
+
+
+def work(framework: Framework, size: int, folder: Path, *names: str) -> None:
+    """Run `parity_tests.together`."""
+    code, _, err = finish(start(size, "parity_tests.together", framework, str(folder), *names))
+    assert code == 0, err
+
+
+def train_together(framework: Framework, size: int, folder: Path, *names: str) -> dict[str, list[Trace]]:
+    """What each process of a world saw of each scenario."""
+    work(framework, size, folder, *names)
+    return {name: [load(folder / f"{name}-{rank}.npz") for rank in range(size)] for name in names}
+
+
+@cache
+def alone(name: str) -> Trace:
+    """PyTorch in one process, which all others are compared with."""
+    return run("torch", scenarios()[name], ALONE)
+
+
+def difference(one: Trace, other: Trace) -> float:
+    """The largest, of losses, scores and weights, in the scale of each; NaN is infinite."""
+    assert one.weights.keys() == other.weights.keys()
+    pairs = [
+        (one.steps, other.steps),
+        (np.array(one.scores.mean_loss), np.array(other.scores.mean_loss)),
+        (np.array([one.scores.top1, one.scores.count]), np.array([other.scores.top1, other.scores.count])),
+        *((tensor, other.weights[name]) for name, tensor in one.weights.items()),
+    ]
+    worst = max(float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-30)) for a, b in pairs)
+    return worst if np.isfinite(worst) and all(np.isfinite(b).all() for _, b in pairs) else np.inf
+
+
+@pytest.fixture(scope="module")
+def three_of_torch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Traces of three processes, with and without faults; several in one launch, since imports take the most time."""
+    folder = tmp_path_factory.mktemp("three")
+    work(
+        "torch",
+        3,
+        folder,
+        SYNC_NORM,
+        QUICK,
+        ACCUMULATION,
+        *(f"{QUICK} with {fault}" for fault in OF_FRAMEWORK["torch"]),
+    )
+    return folder
+
+
+def test_three_processes_equal_one(three_of_torch: Path) -> None:
+    """With dropout, crops, flips, noise, jitter, mixing, smoothing, batch norm, and batches of 7, 7, 7 and 2."""
+    for rank in range(3):
+        trace = load(three_of_torch / f"{QUICK}-{rank}.npz")
+        assert trace.steps[:, 2].tolist() == [7, 7, 7, 2, 7, 7]
+        assert difference(alone(QUICK), trace) < BOUND
+
+
+@pytest.mark.parametrize("fault", OF_FRAMEWORK["torch"])
+def test_faults_in_torch_are_seen(fault: str, three_of_torch: Path) -> None:
+    assert difference(alone(QUICK), load(three_of_torch / f"{QUICK} with {fault}-0.npz")) > 1e-3
+
+
+def test_three_processes_accumulate_as_one(three_of_torch: Path) -> None:
+    for rank in range(3):
+        assert difference(alone(ACCUMULATION), load(three_of_torch / f"{ACCUMULATION}-{rank}.npz")) < BOUND
+
+
+def test_three_processes_of_flax_equal_one_of_torch(tmp_path: Path) -> None:
+    for name, traces in train_together("flax", 3, tmp_path, QUICK, ACCUMULATION).items():
+        for trace in traces:
+            assert difference(alone(name), trace) < BOUND, name
+
+
+EXCHANGES = """
+from dataclasses import replace
+from common.recipes import Mix
+from parity_tests.together import ACCUMULATION, exchanges, scenarios
+subject = scenarios()[ACCUMULATION]
+for mix in (Mix(), subject.recipe.mix):
+    print(*sorted(exchanges(replace(subject, recipe=replace(subject.recipe, precision="float32", mix=mix)))))
+"""
+
+
+def test_processes_of_flax_exchange_sums_alone() -> None:
+    """Pixels stay where they are, through crops, flips and micro-batches; only mixing needs those of others."""
+    flags = f"{ENVIRONMENT['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    command = [sys.executable, "-c", EXCHANGES]
+    done = subprocess.run(command, env=os.environ | ENVIRONMENT | {"XLA_FLAGS": flags}, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["all-reduce", "all-gather all-reduce"], done.stderr
+
+
+def test_batch_norm_of_all_rows(three_of_torch: Path) -> None:
+    """Output, statistics and gradients of three processes with 5, 2 and no rows are those of one with all."""
+    parts = [np.load(three_of_torch / f"{SYNC_NORM}-{rank}.npz") for rank in range(3)]
+    whole = normalise(batch_norm(), slice(None))
+    assert {len(part["y"]) for part in parts} == {5, 2, 0}
+    for name, tensor in whole.items():
+        if name in ("y", "x.grad"):
+            np.testing.assert_allclose(np.concatenate([part[name] for part in parts]), tensor, rtol=1e-12, atol=1e-12)
+        elif name.endswith("grad"):
+            np.testing.assert_allclose(sum(part[name] for part in parts), tensor, rtol=1e-12)
+        else:
+            for part in parts:
+                np.testing.assert_allclose(part[name], tensor, rtol=1e-12, err_msg=name)
+    alone = normalise(batch_norm(), slice(0, 5))
+    assert np.abs(alone["x.grad"] - whole["x.grad"][:5]).max() > 1e-3, "the rows of others must matter"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@both
+def test_every_size_equals_one(framework: Framework, size: int, tmp_path: Path) -> None:
+    names = [name for name in scenarios() if name != "float16"]
+    found = train_together(framework, size, tmp_path, *names)
+    for name in names:
+        assert max(difference(alone(name), trace) for trace in found[name]) < BOUND, name
+
+
+@pytest.mark.full
+def test_faults_in_flax_are_seen(tmp_path: Path) -> None:
+    names = [f"{QUICK} with {fault}" for fault in OF_FRAMEWORK["flax"]]
+    for name, traces in train_together("flax", 3, tmp_path, *names).items():
+        assert difference(alone(QUICK), traces[0]) > 1e-3, name
+
+
+def test_every_fault_belongs_to_a_framework() -> None:
+    assert {fault for faults in OF_FRAMEWORK.values() for fault in faults} == FAULTS.keys()
+
+
+@pytest.mark.full
+@both
+def test_float16_leaves_out_the_same_steps(framework: Framework, tmp_path: Path) -> None:
+    """On all processes, which hold the same bits; and in two or three processes the same as in one."""
+    scales = set()
+    for size in (1, 2, 3):
+        (tmp_path / str(size)).mkdir()
+        first, *others = train_together(framework, size, tmp_path / str(size), "float16")["float16"]
+        for other in others:
+            assert other.scales == first.scales
+            assert all(np.array_equal(tensor, other.weights[name]) for name, tensor in first.weights.items())
+        scales.add(first.scales)
+    [history] = scales
+    assert any(later < earlier for earlier, later in pairwise(history))
+
+
+class TestRows:
+    """The slices of a batch."""
+
+    @pytest.mark.parametrize("even", [True, False])
+    @pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
+    @pytest.mark.parametrize("count", [1, 2, 5, 6, 7, 64])
+    def test_every_row_is_in_one_process(self, count: int, size: int, even: bool) -> None:
+        slices = [World(rank, size, even=even).rows(count) for rank in range(size)]
+        assert np.concatenate(slices)[:count].tolist() == list(range(count))
+        lengths = {len(rows) for rows in slices}
+        assert max(lengths) == -(-count // size)
+        assert len(lengths) == 1 if even else max(lengths) - min(lengths) <= 1
+
+    @pytest.mark.parametrize("size", [2, 3, 4])
+    def test_slices_make_up_the_batch(self, size: int) -> None:
+        """Pixels, labels and draws; partners are the same examples; only padding is marked."""
+        subject = scenarios()["everything"]
+        whole = list(batches(subject.data, subject.recipe, 1, train=True))
+        for even in (True, False):
+            worlds = [World(rank, size, even=even) for rank in range(size)]
+            streams = [batches(subject.data, subject.recipe, 1, train=True, world=world) for world in worlds]
+            parts = zip(*streams, strict=True)
+            for batch, slices in zip(whole, parts, strict=True):
+                n = len(batch.labels)
+                lengths = [len(part.draws["share"]) for part in slices]
+                cut = [(part.images[:k], part.labels[:k]) for part, k in zip(slices, lengths, strict=True)]
+                assert np.array_equal(np.concatenate([images for images, _ in cut])[:n], batch.images)
+                assert np.array_equal(np.concatenate([labels for _, labels in cut])[:n], batch.labels)
+                for name in batch.draws.keys() - {"partner"}:
+                    rows = [part.draws[name][:k] for part, k in zip(slices, lengths, strict=True)]
+                    assert np.array_equal(np.concatenate(rows)[:n], batch.draws[name]), name
+                every = np.concatenate([images for images, _ in cut])
+                partners = [(every if even else part.images)[part.draws["partner"]] for part in slices]
+                assert np.array_equal(np.concatenate(partners)[:n], batch.images[batch.draws["partner"]])
+                assert {part.count for part in slices} == {n}
+                if even and n % size:
+                    real = np.concatenate([part.draws["real"] for part in slices])
+                    assert real.tolist() == [place < n for place in range(len(real))]
+                assert sum(len(part.images) for part in slices) <= n + size
+
+
+@both
+def test_resuming_with_another_number_of_processes(framework: Framework, tmp_path: Path) -> None:
+    """An epoch by two processes and one by one give the rows of two by one; only process 0 writes and prints."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run_train(TRAIN[framework].fit, [*FEW, "--epochs", "2", "--out", str(whole)])
+    words = [f"{framework}_impl.train", *FEW, "--epochs", "1", "--out", str(parts)]
+    code, out, err = finish(start(2, *words))
+    assert code == 0, err
+    assert out.count("epoch   1/1") == 1
+    assert "on 2 processes, each on cpu" in out
+    run_train(TRAIN[framework].fit, [*FEW, "--epochs", "2", "--out", str(parts), "--resume"])
+    ours, theirs = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (whole, parts)
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        for name in ("step", "epoch", "loss", "accuracy"):
+            assert other[name] == pytest.approx(one[name], rel=BOUND), one
+    assert {path.name for path in whole.iterdir()} == {path.name for path in parts.iterdir()}
+
+
+@pytest.mark.full
+def test_torchrun_and_two_hosts_are_the_same(tmp_path: Path) -> None:
+    """torchrun; and the launcher once for each of two hosts, which are both this one."""
+    words = ("torch_impl.train", *FEW, "--epochs", "1", "--out")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    subprocess.run([*torchrun, *words, str(tmp_path / "torchrun")], env=os.environ | ENVIRONMENT, check=True)
+    port = Launch().environments()[0]["MASTER_PORT"]
+    launcher = [sys.executable, "-m", "common.launch", "--hosts", "2", "--address", f"localhost:{port}", "--host"]
+    hosts = [
+        subprocess.Popen([*launcher, host, "--", *words, str(tmp_path / "hosts")], env=os.environ | ENVIRONMENT)
+        for host in "01"
+    ]
+    assert [host.wait(200) for host in hosts] == [0, 0]
+    rows = [
+        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("torchrun", "hosts")
+    ]
+    assert rows[0] == rows[1]
+
+
+def rank_of(pid: int) -> int | None:
+    """The rank of a process, from its environment."""
+    try:
+        words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    return next((int(word[5:]) for word in words if word.startswith(b"RANK=")), None)
+
+
+def children(pid: int) -> dict[int, int]:
+    """The processes that a launcher has started, by rank."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return {rank: int(child) for child in found if (rank := rank_of(int(child))) is not None}
+
+
+def wait_for(condition: Any, seconds: float = 200) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("framework", ["torch", pytest.param("flax", marks=pytest.mark.full)])
+def test_a_mistake_is_a_sentence(framework: Framework, tmp_path: Path) -> None:
+    """One that process 0 alone makes, whom the other waits for."""
+    code, _, err = finish(start(2, f"{framework}_impl.train", *FEW, "--out", str(tmp_path)))
+    assert code == 2
+    assert f"error: {tmp_path} exists. Continue that run with --resume" in err
+    assert "Traceback" not in err
+
+
+@contextmanager
+def endless(framework: Framework, folder: Path, size: int) -> Iterator[subprocess.Popen[str]]:
+    """Training that has begun and would go on for long."""
+    process = start(size, f"{framework}_impl.train", *FEW, "--epochs", "100000", "--out", str(folder))
+    try:
+        wait_for(lambda: (folder / "metrics.jsonl").exists() or process.poll() is not None)
+        yield process
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.full), 1])
+@pytest.mark.parametrize("framework", ["torch", pytest.param("flax", marks=pytest.mark.full)])
+def test_a_dead_process_ends_the_job(framework: Framework, rank: int, tmp_path: Path) -> None:
+    with endless(framework, tmp_path / "run", 2) as process:
+        started = children(process.pid)
+        os.kill(started[rank], signal.SIGKILL)
+        code, _, err = finish(process, 60)
+        assert code == 128 + signal.SIGKILL
+        assert f"process {rank} of 2 was ended by SIGKILL; the others are ended" in err
+        assert not any(Path(f"/proc/{pid}").exists() for pid in started.values())
+
+
+@pytest.mark.full
+@both
+def test_nobody_needs_to_watch(framework: Framework, tmp_path: Path) -> None:
+    """Started one by one, as Slurm does, the others notice a death by themselves, and fail."""
+    folder = tmp_path / "run"
+    words = [sys.executable, "-m", f"{framework}_impl.train", *FEW, "--epochs", "100000", "--out", str(folder)]
+    started = [
+        subprocess.Popen(words, env=environment | ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for environment in Launch(processes=2).environments()
+    ]
+    try:
+        wait_for(lambda: (folder / "metrics.jsonl").exists())
+        started[1].kill()
+        assert started[0].wait(60) != 0
+    finally:
+        for process in started:
+            process.kill()
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        launch(list(words))
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--processes", "0", "--", "x"), "--processes is 0; it must be at least 1."),
+        (("--hosts", "2", "--host", "2", "--", "x"), "--host is 2; with --hosts 2 it must be from 0 to 1."),
+        (("--hosts", "2", "--", "x"), "--hosts needs --address HOST:PORT"),
+        (("--address", "node0", "--", "x"), "--address is 'node0'; it must be HOST:PORT."),
+        (("--processes", "2"), "Name the module to run after --"),
+    ],
+)
+def test_a_launch_that_cannot_be(words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in refused(capsys, *words)
+
+
+def test_the_environment_says_who_one_is() -> None:
+    given = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
+    assert World.of_environment({}, even=False) == ALONE
+    assert World.of_environment(given | {"RANK": "0", "WORLD_SIZE": "1"}, even=False) == ALONE
+    assert World.of_environment(given, even=False) == World(3, 4, 1, "node0:29500", even=False)
+    for changed, message in (
+        ({"RANK": "4"}, "RANK is 4"),
+        ({"RANK": "x"}, "RANK is 'x'; it must be a whole number"),
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE is '-1'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            World.of_environment(given | changed, even=False)
+    for name in given.keys() - {"WORLD_SIZE"}:
+        with pytest.raises(UserError, match=f"WORLD_SIZE is 4, so {name} must be set too"):
+            World.of_environment({key: value for key, value in given.items() if key != name}, even=False)
+
+
+@pytest.mark.parametrize(
+    ("arch", "changes", "message"),
+    [
+        ("alexnet_bn", {"accumulate": 2}, "accumulate is 2, and alexnet_bn has batch norm"),
+        ("alexnet", {"batch_size": 3}, "batch_size is 3"),
+    ],
+)
+def test_recipes_that_several_processes_do_not_train(arch: str, changes: dict[str, Any], message: str) -> None:
+    recipe = replace(RECIPES["digits"], **changes)
+    ALONE.check(recipe, ARCHS[arch])
+    with pytest.raises(UserError, match=message):
+        World(1, 4).check(recipe, ARCHS[arch])
+
+
+def test_the_cost_of_adding_up() -> None:
+    """Against numbers worked out by hand for 61,100,840 parameters of 4 bytes."""
+    scaling = Scaling(step=0.1, bandwidth=1e9, latency=1e-4, buckets=5, overlap=0.5)
+    assert scaling.traffic(1) == 0
+    assert scaling.traffic(2) == 244_403_360
+    assert scaling.traffic(4) == pytest.approx(1.5 * 244_403_360)
+    assert scaling.all_reduce(4) == pytest.approx(0.36660504 + 2 * 3 * 5 * 1e-4)
+    assert scaling.seconds(4) == pytest.approx(0.1 + 0.36960504 - 0.05)
+    assert scaling.seconds(1) == 0.1
+    assert scaling.efficiency(4) == pytest.approx(0.1 / 0.41960504)
+    fast = replace(scaling, bandwidth=scaling.break_even(), latency=0.0)
+    assert fast.efficiency(1000) == 1.0
+    assert replace(fast, bandwidth=fast.bandwidth / 2).efficiency(1000) < 0.7
+    shares = [scaling.efficiency(processes) for processes in range(1, 50)]
+    assert all(later < earlier for earlier, later in pairwise(shares))
+
+
+def test_a_model_of_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        model(["--bandwidth", "0"])
+    assert "--bandwidth is 0.0; it must be above 0." in capsys.readouterr().err

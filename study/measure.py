@@ -1,0 +1,329 @@
+"""What the networks do to one real image: shapes, statistics, and how far the two frameworks are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from flax.traverse_util import flatten_dict
+from PIL import Image
+
+import flax_impl
+import flax_impl.preprocess
+import torch_impl
+import torch_impl.preprocess
+from common.arch.initializers import get_init
+from common.arch.spec import Arch, AvgPool, ConvSpec, MaxPool
+from common.arch.zoo import get_arch
+from common.data.batch import Batch
+from common.data.crops import central_square
+from common.data.load import load_dataset
+from common.data.photos import open_image
+from common.data.spec import DATASETS
+from common.errors import UserError
+from common.recipes.zoo import RECIPES, get_recipe
+from common.reports.predictions import to_batch, to_pixels
+from common.weights import exchange
+from common.weights.network import Network
+from flax_impl import convert
+from flax_impl import feed as flax_feed
+from torch_impl import feed as torch_feed
+from torch_impl import init, pth
+
+PRECISIONS = ("float32", "float64")
+TOP = 5
+Arrays = dict[str, np.ndarray]
+
+_PHOTOGRAPH = "china.jpg"
+_DIGIT = 0  # of the test split
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: a network with its weights, and an image as its dataset would store it.
+
+    Attributes:
+        network: its arch, recipe and class names.
+        tensors: the weights, by our names in PyTorch's layout; None draws the recipe's initial ones.
+        weights: where they are from, in words.
+        pixels: uint8 (height, width, channels).
+        image: what the pixels show, in words.
+    """
+
+    network: Network
+    tensors: Arrays | None
+    weights: str
+    pixels: np.ndarray
+    image: str
+
+    @property
+    def batch(self) -> Batch:
+        """The image alone, as an evaluation reads it."""
+        return to_batch([self.pixels], self.network)
+
+
+def fresh_network(recipe_name: str, arch_name: str | None = None) -> Network:
+    """A recipe's network, or a named architecture under a recipe that is made for it.
+
+    Raises:
+        UserError: there is no such recipe or architecture, or the two do not fit.
+    """
+    recipe = get_recipe(recipe_name)
+    if arch_name and arch_name != recipe.arch:
+        arch = get_arch(arch_name)
+        fitting = [known for known in RECIPES.values() if known.arch == arch.name]
+        like = fitting or [known for known in RECIPES.values() if get_arch(known.arch).image == arch.image]
+        recipe = replace((like or [recipe])[0], arch=arch.name)
+    spec = DATASETS[recipe.dataset]
+    arch = recipe.model_arch(spec.image, spec.classes)
+    if recipe.dataset == "digits":
+        names = load_dataset("digits")[1].class_names
+    else:
+        names = tuple(f"class {label}" for label in range(arch.classes))
+    return Network(None, arch, recipe, names)
+
+
+def image_for(network: Network, file: Path | None = None) -> tuple[np.ndarray, str]:
+    """The image of a file; without one a digit for networks of one channel, else a photograph, both scikit-learn's.
+
+    Returns:
+        uint8 (height, width, channels), and what it shows.
+
+    Raises:
+        UserError: the file cannot be read as an image, or is too narrow.
+    """
+    height, _, channels = network.stored
+    if file:
+        image = open_image(file, channels)
+        try:
+            return to_pixels(image, network), file.name
+        except UserError as error:
+            raise UserError(f"{file}: {error}.") from error
+    if channels == 1:
+        digits = load_dataset("digits")[1]
+        images, labels = digits.source.read(digits.ids[[_DIGIT]], None)
+        picture = Image.fromarray(images[0, :, :, 0]).resize((height, height), Image.Resampling.BILINEAR)
+        shows = f"a handwritten {labels[0]} from scikit-learn's digits (test split, example {_DIGIT})"
+    else:
+        from sklearn.datasets import load_sample_image
+
+        picture = Image.fromarray(load_sample_image(_PHOTOGRAPH))
+        shows = f"{_PHOTOGRAPH}, a sample photograph of scikit-learn"
+    return central_square(picture, height).reshape(height, height, channels), shows
+
+
+def torch_activations(subject: Subject, precision: str) -> tuple[Arrays, Arrays]:
+    """The input and every layer's output in PyTorch, in evaluation; and the weights they were made with."""
+    network = subject.network
+    model = torch_impl.build(network.arch)
+    if subject.tensors is None:
+        init.initialize(model, get_init(network.recipe.init), network.recipe.seed)
+    else:
+        pth.fill(model, subject.tensors)
+    model.to(getattr(torch, precision)).eval()
+    seen: Arrays = {}
+
+    def hook(name: str) -> Any:
+        def note(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+            seen[name] = output.detach().numpy().copy()
+
+        return note
+
+    for name, module in model.named_children():
+        module.register_forward_hook(hook(name))
+    images, _, draws, _ = torch_feed.to_device(subject.batch, torch.device("cpu"))
+    with torch.no_grad():
+        x = torch_impl.preprocess.preprocess(images, draws, network.recipe.preprocess, getattr(torch, precision))
+        model(x)
+    state = {name: t.numpy() for name, t in model.state_dict().items() if exchange.COUNTER not in name}
+    return _with_flat({"input": x.numpy(), **seen}, network.arch), state
+
+
+def flax_activations(subject: Subject, state: Mapping[str, np.ndarray], precision: str) -> tuple[Arrays, Arrays]:
+    """The same in Flax with PyTorch's weights, in PyTorch's layout; and the variables by path."""
+    network, arch = subject.network, subject.network.arch
+    with jax.enable_x64(precision == "float64"), jax.default_device(jax.devices("cpu")[0]):
+        variables = convert.from_torch(state, arch)
+        model = flax_impl.build(arch, param_dtype=np.dtype(precision))
+        images, _, draws, _ = flax_feed.to_device(subject.batch, jax.devices("cpu")[0])
+        x = flax_impl.preprocess.preprocess(images, draws, network.recipe.preprocess, np.dtype(precision))
+        _, kept = model.apply(variables, x, train=False, capture_intermediates=_is_layer)
+        seen = {"input": np.asarray(x)}
+        for name, calls in kept["intermediates"].items():
+            if "__call__" in calls and name != "__call__":
+                seen[name] = np.asarray(calls["__call__"][0])
+    flat = {"/".join(path): array for path, array in flatten_dict(variables).items()}
+    return _with_flat({name: _channels_first(name, array, arch) for name, array in seen.items()}, arch), flat
+
+
+def measure(subject: Subject) -> tuple[dict[str, Any], Arrays, Arrays]:
+    """Everything that the pages show of a network, as data.json holds it; for pictures, activations and weights."""
+    arch = subject.network.arch
+    outputs: dict[str, tuple[Arrays, Arrays]] = {}
+    for precision in PRECISIONS:
+        ours, state = torch_activations(subject, precision)
+        theirs, variables = flax_activations(subject, state, precision)
+        outputs[precision] = (ours, theirs)
+        if precision == "float32":
+            names = mapping(arch, state, variables)
+            weights_seen = state
+    layers = []
+    ours, theirs = outputs["float32"]
+    for name, facts in costs(arch).items():
+        row = {"name": name, **facts, "parameter_names": names.get(name, [])}
+        row["statistics"] = {"PyTorch": statistics(ours[name]), "Flax": statistics(theirs[name])}
+        row["difference"] = {key: difference(a[name], b[name]) for key, (a, b) in outputs.items()}
+        layers.append(row)
+    last = layers[-1]["name"]
+    return (
+        {
+            "arch": arch.name,
+            "image": list(arch.image),
+            "parameters": arch.parameters,
+            "multiply_adds": arch.multiply_adds,
+            "recipe": subject.network.recipe.name,
+            "weights": subject.weights,
+            "shown": subject.image,
+            "input": {
+                "statistics": {"PyTorch": statistics(ours["input"]), "Flax": statistics(theirs["input"])},
+                "difference": {key: difference(a["input"], b["input"]) for key, (a, b) in outputs.items()},
+            },
+            "layers": layers,
+            "top": {"PyTorch": top(ours[last], subject), "Flax": top(theirs[last], subject)},
+        },
+        ours,
+        weights_seen,
+    )
+
+
+def costs(arch: Arch) -> dict[str, dict[str, Any]]:
+    """Per named layer: kind, shapes in both layouts, parameters, multiply-adds and receptive field."""
+    rows = {layer.name: layer for layer in arch.layers()}
+    found: dict[str, dict[str, Any]] = {}
+    field, jump, size = 1, 1, arch.image
+    for number, (name, spec) in enumerate(arch.named_convs(), 1):
+        inside = [row for key, row in rows.items() if key in (name, *(f"{p}{number}" for p in ("norm", "pool", "lrn")))]
+        for window in (spec, *spec.after):
+            if isinstance(window, ConvSpec | MaxPool | AvgPool):
+                extent = window.kernel if isinstance(window, ConvSpec) else window.size
+                field, jump = field + (extent - 1) * jump, jump * window.stride
+        output = inside[-1].output
+        found[name] = _facts("convolution block", size, output, inside) | {"receptive_field": field}
+        size = output
+    pooled = rows["pool"].output if arch.adaptive_pool else size
+    kind = "adaptive average pool" if arch.adaptive_pool else "not used by this architecture"
+    found["pool"] = _facts(kind, size, pooled, []) | {"receptive_field": None}
+    size = pooled
+    flat = (size[0] * size[1] * size[2],)
+    found["flatten"] = _facts("flatten", size, flat, []) | {"receptive_field": None}
+    inputs = flat
+    for name, dense in arch.named_dense():
+        drop = _facts(f"dropout, rate {dense.dropout:g}", inputs, inputs, [])
+        found[name.replace("fc", "drop")] = drop | {"receptive_field": None}
+        found[name] = _facts("dense layer", inputs, (dense.features,), [rows[name]]) | {"receptive_field": None}
+        inputs = (dense.features,)
+    return found
+
+
+def _facts(kind: str, before: tuple[int, ...], after: tuple[int, ...], rows: list[Any]) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "input": {"PyTorch": _layout(before, "torch"), "Flax": _layout(before, "flax")},
+        "output": {"PyTorch": _layout(after, "torch"), "Flax": _layout(after, "flax")},
+        "parameters": sum(row.parameters for row in rows),
+        "multiply_adds": sum(row.multiply_adds for row in rows),
+    }
+
+
+def _layout(size: tuple[int, ...], framework: str) -> str:
+    """(H, W, C) with a batch in front, in a framework's order."""
+    ordered = (size[2], size[0], size[1]) if framework == "torch" and len(size) == 3 else size
+    return f"({', '.join(['N', *map(str, ordered)])})"
+
+
+def mapping(arch: Arch, state: Mapping[str, np.ndarray], variables: Arrays) -> dict[str, list[dict[str, Any]]]:
+    """Per layer: each tensor's name and shape in both, how the converter turns it, and whether the values agree."""
+    first = next(arch.named_dense())[0]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, array in state.items():
+        path = "/".join(convert.flax_path(name))
+        if array.ndim == 4:
+            how = "transposed (2, 3, 1, 0): out, in, height, width to height, width, in, out"
+        elif array.ndim == 2 and name == f"{first}.weight":
+            how = "transposed, and the inputs reordered from C, H, W to H, W, C"
+        else:
+            how = "transposed: out, in to in, out" if array.ndim == 2 else "as it is"
+        found.setdefault(name.split(".")[0], []).append(
+            {
+                "torch": name,
+                "torch_shape": list(array.shape),
+                "flax": path,
+                "flax_shape": list(variables[path].shape),
+                "how": how,
+            }
+        )
+    return found
+
+
+def statistics(array: np.ndarray) -> dict[str, float]:
+    """Mean, standard deviation, extremes and the share of exact zeros."""
+    wide = array.astype(np.float64)
+    low, high = float(wide.min()), float(wide.max())
+    return {
+        "mean": float(wide.mean()),
+        "std": float(wide.std()),
+        "min": low,
+        "max": high,
+        "zeros": float((wide == 0).mean()),
+    }
+
+
+def difference(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
+    """The largest absolute difference, and the same over the largest magnitude.
+
+    Raises:
+        AssertionError: shape or dtype differ, or there is a NaN.
+    """
+    assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
+    assert ours.dtype == theirs.dtype, (ours.dtype, theirs.dtype)
+    largest = float(np.abs(ours - theirs).max())
+    assert np.isfinite(largest)
+    return {"absolute": largest, "relative": largest / (float(np.abs(ours).max()) or 1.0)}
+
+
+def top(logits: np.ndarray, subject: Subject) -> list[dict[str, Any]]:
+    """The most probable classes by name, with their probabilities."""
+    wide = logits[0].astype(np.float64)
+    shares = np.exp(wide - wide.max())
+    shares /= shares.sum()
+    names = subject.network.class_names
+    return [{"label": names[i], "probability": float(shares[i])} for i in np.argsort(-shares, kind="stable")[:TOP]]
+
+
+def _is_layer(module: Any, method: str) -> bool:
+    return method == "__call__" and len(module.path) == 1
+
+
+def _with_flat(seen: Arrays, arch: Arch) -> Arrays:
+    """Add what is no module in Flax: in evaluation the first dropout hands on what was flattened, and that the pool's.
+
+    So both are taken where the next layer has received them, in both frameworks.
+    """
+    flat = seen[_first_dropout(arch)]
+    height, width, channels = arch.feature_size
+    return {**seen, "flatten": flat, "pool": flat.reshape(-1, channels, height, width)}
+
+
+def _first_dropout(arch: Arch) -> str:
+    return next(arch.named_dense())[0].replace("fc", "drop")
+
+
+def _channels_first(name: str, array: np.ndarray, arch: Arch) -> np.ndarray:
+    if name == _first_dropout(arch):
+        return array.reshape(-1, *arch.feature_size).transpose(0, 3, 1, 2).reshape(array.shape)
+    return array.transpose(0, 3, 1, 2) if array.ndim == 4 else array

@@ -1,0 +1,304 @@
+"""The pages: everything is gathered into one dict, written as data.json, and shown from it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from common.errors import UserError
+from common.recipes.zoo import DEFAULT
+from common.reports.evaluation import COUNTS_FIT
+from common.runs.files import write_json, write_text
+from common.system import package_versions
+from common.weights import exchange
+from parity_tests import mutants, noise, table
+from parity_tests.results import RESULTS
+from study import deviations, measure, pictures, runs, source
+from study.measure import Arrays, Subject
+from study.notes import notes
+
+HERE = Path(__file__).parent
+MODULES = ("preprocess", "optim", "train", "evaluate")
+PAGES = {
+    "index": "Start",
+    "model": "Model",
+    "training": "Training",
+    "pictures": "Pictures",
+    "parity": "Parity",
+    "deviations": "What differs",
+}
+_UNITS = {
+    "percent": (100, "{:.1f} %"),
+    "seconds": (1, "{:,.1f} s"),
+    "rate": (1, "{:,.0f}"),
+    "memory": (2**-20, "{:,.0f} MiB"),
+}
+FRAMEWORKS: dict[str, Any] = {"PyTorch": "torch", "Flax": "flax"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Write the study site: both implementations side by side, and what was measured.
+
+    Attributes:
+        recipe: whose network and preprocessing are shown, where no run says so.
+        run_torch: a run folder of torch_impl, for curves and trained weights.
+        run_flax: one of flax_impl.
+        noise: the noise.json of a comparison: the self-noise of the curves.
+        image: a file to measure and draw the layers on, instead of one of scikit-learn's images.
+        arch: show this architecture instead of the recipe's, with fresh weights.
+        out: folder for the pages.
+    """
+
+    recipe: str = DEFAULT
+    run_torch: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    run_flax: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    noise: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    image: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    arch: str | None = None
+    out: Path = Path("site")
+
+
+def build(
+    options: Options, *, subject: Subject | None = None, root: Path = source.ROOT, results: Path = RESULTS
+) -> Path:
+    """Write the site.
+
+    Args:
+        options: of the command.
+        subject: what is measured; by default what the options say.
+        root: holds torch_impl and flax_impl, whose source is shown.
+        results: holds parity-cpu.json, mutants-cpu.json and curve-*.json.
+
+    Returns:
+        The first page.
+
+    Raises:
+        UserError: a layer or a function has no counterpart in the other framework, a name is unknown, the image cannot
+            be read, or the folder cannot be written.
+    """
+    pairs = {name: source.model_pair(name, root) for name in source.MODELS}
+    block = source.block_pair(root)
+    modules = [source.module_pair(module, root) for module in MODULES]
+    problems: list[str] = []
+    subject = subject or find_subject(options, problems)
+    _claim(options.out)
+    network, activations, weights = measure.measure(subject)
+    kind = "LeNet" if len(subject.network.arch.convs) == 2 else "AlexNet"
+    for layer in network["layers"]:
+        layer["notes"] = notes(subject.network.arch, layer["name"])
+        if layer["name"] not in pairs[kind].groups:
+            raise UserError(f"{layer['name']} of {network['arch']} is nowhere in {kind}'s source.")
+    data: dict[str, Any] = {
+        "network": network | {"class": kind, "problems": problems},
+        "training": _training(options),
+        "parity": _table(results / "parity-cpu.json", {*(column.name for column in fields(table.Row)), "verdict"}),
+        "mutants": _table(results / "mutants-cpu.json", set(mutants.COLUMNS)),
+        "curves": _curve_files(results),
+        "deviations": deviations.tables(),
+        "versions": package_versions(),
+    }
+    data["pictures"] = _pictures(options.out, subject, network, activations, weights)
+    data["pictures"]["confusions"] = _confusions(options.out, data["training"]["runs"])
+    drawn = _drawn(data["training"]) | {"layers": pictures.by_layer(network["layers"], "layers")}
+    ordered = [pairs[kind], *(pair for name, pair in pairs.items() if name != kind)]
+    shown = {key: title for key, title in runs.KEYS.items() if key in drawn}
+    sources = {"pairs": ordered, "block": block, "modules": modules, "drawn": drawn, "curves": shown}
+    _render(options.out, data, sources | {"parity": _by_check(data["parity"]["rows"])})
+    return options.out / "index.html"
+
+
+def find_subject(options: Options, problems: list[str]) -> Subject:
+    """What is measured: a run's network if one can be read and no architecture is named, else a fresh one.
+
+    Args:
+        options: of the command.
+        problems: takes a sentence for each run whose weights cannot be read.
+
+    Raises:
+        UserError: an unknown recipe or architecture, or an image that cannot be read.
+    """
+    given = {"PyTorch": options.run_torch, "Flax": options.run_flax}
+    for name, path in given.items() if not options.arch else ():
+        network, problem = runs.trained(path, FRAMEWORKS[name])
+        problems += [problem] if problem else []
+        if network is None:
+            continue
+        if network.path.suffix != ".safetensors":
+            problems.append(f"{path} has not finished: there is no model.safetensors.")
+            continue
+        try:
+            tensors = exchange.check(exchange.read(network.path)[0], network.arch, str(network.path))
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        return Subject(network, tensors, f"trained in {name}, {path}", *measure.image_for(network, options.image))
+    network = measure.fresh_network(options.recipe, options.arch)
+    recipe = network.recipe
+    how = (
+        f"untrained: initial weights of the recipe {recipe.name} ({recipe.init}, seed {recipe.seed}), drawn by PyTorch"
+    )
+    return Subject(network, None, how, *measure.image_for(network, options.image))
+
+
+def _claim(out: Path) -> None:
+    """Make the folder; one with other files in it is left alone."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: name a folder for the site with --out.")
+    if out.is_dir() and any(out.iterdir()) and not (out / "data.json").is_file():
+        raise UserError(f"{out} holds files that are not a study site: name another folder with --out.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot make the folder {out}: {error.strerror}.") from error
+
+
+def _training(options: Options) -> dict[str, Any]:
+    given = {"PyTorch": options.run_torch, "Flax": options.run_flax}
+    found = {name: runs.read_run(path, FRAMEWORKS[name]) for name, path in given.items()}
+    ours, theirs, moved = found["PyTorch"], found["Flax"], runs.read_noise(options.noise)
+    return {
+        "runs": found,
+        "summary": runs.summary(ours, theirs, moved["curves"]),
+        "differences": runs.differences(ours["curves"], theirs["curves"]),
+        "noise": moved,
+    }
+
+
+def _drawn(training: Mapping[str, Any]) -> dict[str, Markup]:
+    """The curves' pictures by key, where there is anything to draw."""
+    lines = {name: run["curves"] for name, run in training["runs"].items()}
+    drawn = {}
+    for key, title in runs.KEYS.items():
+        apart, width = (None, {}) if key == "lr" else (training["differences"], training["noise"]["curves"])
+        if any(key in split for run in lines.values() for split in run.values()):
+            drawn[key] = pictures.curves(lines, apart, width, key, title, f"curves-{key}")
+    return drawn
+
+
+def _table(path: Path, columns: Set[str]) -> dict[str, Any]:
+    """A filed table: what is wrong with it, device, versions and rows."""
+    found, problem = runs.read_result(path)
+    rows = found.get("rows") if isinstance(found, dict) else None
+    if not problem and not (rows and all(isinstance(row, dict) and columns <= row.keys() for row in rows)):
+        problem = f"{path.name} holds no table of {', '.join(sorted(columns))}."
+    if problem:
+        return {"problem": problem, "rows": []}
+    about = {"device": found.get("device", ""), "versions": found.get("versions", {})}
+    return {"problem": "", **about, "rows": rows}
+
+
+def _by_check(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, int]]]:
+    """Where each architecture's check in each precision stands among the rows."""
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    for place, row in enumerate(rows):
+        found.setdefault(row["arch"], {}).setdefault(row["check"], {})[row["precision"]] = place
+    return found
+
+
+def _curve_files(results: Path) -> dict[str, Any]:
+    """The largest difference of each phase of each curve-*.json, a row each."""
+    rows, problems = [], []
+    files = sorted(results.glob("curve-*.json")) if results.is_dir() else []
+    for path in files:
+        found, problem = runs.read_result(path)
+        if not problem and not (isinstance(found, dict) and isinstance(found.get("largest"), dict)):
+            problem = f"{path.name} holds no largest differences."
+        if problem:
+            problems.append(problem)
+            continue
+        about = {"file": path.name, **{key: found.get(key) for key in ("recipe", "precision", "steps")}}
+        keys = ("phase", "tensor", "step", "absolute", "relative", "ulp", "bound", "unit")
+        rows += [
+            about | {"at_step" if key == "step" else key: row.get(key) for key in keys}
+            for row in found["largest"].values()
+        ]
+    if not files:
+        problems.append("There are no curve-*.json files.")
+    return {"problems": problems, "rows": rows}
+
+
+def _pictures(
+    out: Path, subject: Subject, network: Mapping[str, Any], activations: Arrays, weights: Arrays
+) -> dict[str, Any]:
+    """Write the pictures and list them: file, what they show, and the layer."""
+    folder = out / "pictures"
+    first = network["layers"][0]["name"]
+    pixels = subject.pixels if subject.pixels.shape[2] == 3 else subject.pixels[:, :, 0]
+    pictures.save(pixels, folder / "image.png")
+    pictures.save(pictures.filters(weights[f"{first}.conv.weight"]), folder / "filters.png")
+    maps = []
+    for layer in network["layers"]:
+        if layer["name"].startswith(("conv", "fc")):
+            name = layer["name"]
+            pictures.save(pictures.feature_maps(activations[name]), folder / f"{name}.png")
+            channels = activations[name].shape[1]
+            maps.append(
+                {"layer": name, "file": f"pictures/{name}.png", "shown": min(channels, pictures.MAPS), "of": channels}
+            )
+    return {"image": "pictures/image.png", "filters": "pictures/filters.png", "first": first, "maps": maps}
+
+
+def _confusions(out: Path, found: Mapping[str, Any]) -> dict[str, str]:
+    """Draw the confusion matrices that are too large for a table; by framework, the file."""
+    files = {}
+    for name, run in found.items():
+        if run["confusion"] and len(run["confusion"]["names"]) > COUNTS_FIT:
+            files[name] = f"pictures/confusion-{FRAMEWORKS[name]}.png"
+            pictures.save(pictures.confusion(run["confusion"]["counts"]), out / files[name])
+    return files
+
+
+def lookup(data: Any, key: str) -> Any:
+    """The value at a path of names and indices, "network/layers/0/parameters"."""
+    for part in key.split("/"):
+        data = data[int(part)] if isinstance(data, list) else data[part]
+    return data
+
+
+def written(value: Any, kind: str = "") -> str:
+    """A figure as the pages write it: integers in full, others to three digits; or with the unit of its kind."""
+    if value is None:
+        return "none"
+    if kind in _UNITS:
+        factor, form = _UNITS[kind]
+        return form.format(factor * value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+
+
+def _render(out: Path, data: dict[str, Any], sources: Mapping[str, Any]) -> None:
+    """Write data.json and every page; figures are looked up in what data.json will say."""
+    try:
+        text = json.dumps(data, allow_nan=False)
+    except ValueError as error:
+        raise UserError(f"A figure of the site is not finite: {error}.") from error
+    shown = json.loads(text)
+
+    def figure(key: str, kind: str = "") -> Markup:
+        value = lookup(shown, key)
+        return Markup('<data data-key="{}" value="{}">{}</data>').format(key, json.dumps(value), written(value, kind))
+
+    environment = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(figure=figure, pages=PAGES, names=source.FRAMEWORKS, frameworks=FRAMEWORKS)
+    environment.globals.update(references=deviations.ABOUT, mutant_columns=mutants.COLUMNS, precisions=table.PRECISIONS)
+    environment.globals.update(floor=noise.FLOOR, factor=noise.FACTOR)
+    write_json(out / "data.json", shown)
+    for page in PAGES:
+        html = environment.get_template(f"{page}.html").render(page=page, data=shown, **sources)
+        write_text(out / f"{page}.html", html)
+    for file in (HERE / "static").iterdir():
+        shutil.copyfile(file, out / file.name)

@@ -1,0 +1,256 @@
+"""Two source texts next to each other: found with `ast`, aligned by what both have, coloured by Pygments."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from markupsafe import Markup
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
+
+from common.arch.zoo import ARCHS
+from common.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+FRAMEWORKS = {"torch": "PyTorch", "flax": "Flax"}
+MODELS = {"AlexNet": ARCHS["alexnet"], "LeNet": ARCHS["lenet"]}
+DEFINITION = {"torch": "__init__", "flax": "setup"}
+FORWARD = {"torch": "forward", "flax": "__call__"}
+
+# Functions that a forward pass calls where there is no attribute of the layer's name.
+_FUNCTIONS = {"adaptive_avg_pool": "pool", "flatten": "flatten", "reshape": "flatten"}
+_NEEDS = "the side-by-side pages need the same layers in both"
+
+Function = ast.FunctionDef | ast.ClassDef
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a pane.
+
+    Attributes:
+        number: in the file; 0 for a blank line that keeps the panes level.
+        html: coloured.
+        group: the layer or function that it belongs to, or "".
+        first: whether it is the group's first line in this place, which takes the keyboard focus.
+    """
+
+    number: int
+    html: Markup
+    group: str = ""
+    first: bool = False
+
+
+@dataclass(frozen=True)
+class Pane:
+    """One side of a comparison."""
+
+    framework: str
+    path: str
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two panes of the same number of lines, PyTorch's first."""
+
+    title: str
+    panes: tuple[Pane, Pane]
+    groups: tuple[str, ...]
+
+
+@dataclass
+class _Part:
+    """Lines of a file, first to last, which of them belong to a group, and the lines to level, by key."""
+
+    first: int
+    last: int
+    group: dict[int, str] = field(default_factory=dict)
+    anchors: dict[str, int] = field(default_factory=dict)
+
+    def mark(self, node: ast.stmt, group: str, key: str) -> None:
+        """Let a statement belong to a group and be level with the other side's of the same key."""
+        start = _start(node)
+        for number in range(start, (node.end_lineno or start) + 1):
+            self.group[number] = group
+        self.anchors.setdefault(key, start)
+
+
+def layers_of(model: str) -> tuple[str, ...]:
+    """The layers that both classes of this name must define and call, in order."""
+    arch = MODELS[model]
+    dense = [name for name, _ in arch.named_dense()]
+    last = [layer for name in dense for layer in (name.replace("fc", "drop"), name)]
+    return (*(name for name, _ in arch.named_convs()), "pool", "flatten", *last)
+
+
+def model_pair(model: str, root: Path = ROOT) -> Pair:
+    """A class of `model.py` in both frameworks, level at each layer's definition and at its call.
+
+    Raises:
+        UserError: a layer is missing on one side, or a file cannot be parsed.
+    """
+    files = {name: _file(root, name, "model") for name in FRAMEWORKS}
+    layers = layers_of(model)
+    parts = {name: _model_part(tree, name, model, layers) for name, (tree, _) in files.items()}
+    for layer in layers:
+        for place in ("definition", "call"):
+            missing = [name for name, part in parts.items() if f"{place} {layer}" not in part.anchors]
+            if place == "definition" and layer in ("pool", "flatten"):
+                continue  # free functions in Flax, and flattening in both
+            if missing:
+                raise UserError(
+                    f"{layer} has no {place} in {model} of {missing[0]}_impl/model.py: {_NEEDS} frameworks."
+                )
+    return _pair(model, "model", files, parts, layers)
+
+
+def block_pair(root: Path = ROOT) -> Pair:
+    """`ConvBlock` in both frameworks.
+
+    Raises:
+        UserError: it is missing on one side, or a file cannot be parsed.
+    """
+    files = {name: _file(root, name, "model") for name in FRAMEWORKS}
+    parts = {}
+    for name, (tree, _) in files.items():
+        block = _find(tree, "ConvBlock", f"{name}_impl/model.py")
+        part = parts[name] = _Part(_start(block), block.end_lineno or 0)
+        for key, method in (("definition", DEFINITION[name]), ("call", FORWARD[name])):
+            part.anchors[key] = _start(_find(block, method, f"{name}_impl/model.py"))
+    return _pair("ConvBlock", "model", files, parts, ())
+
+
+def module_pair(module: str, root: Path = ROOT) -> Pair:
+    """A whole module in both frameworks, level at each public function or class.
+
+    Raises:
+        UserError: a public name is missing on one side or in another place, or a file cannot be parsed.
+    """
+    files = {name: _file(root, name, module) for name in FRAMEWORKS}
+    names = {name: [node.name for node in _functions(tree)] for name, (tree, _) in files.items()}
+    for ours, theirs in (("torch", "flax"), ("flax", "torch")):
+        for name in names[ours]:
+            if name not in names[theirs]:
+                raise UserError(
+                    f"{name} of {ours}_impl/{module}.py has no counterpart in {theirs}_impl/{module}.py: "
+                    "the side-by-side pages need the same functions in both frameworks."
+                )
+    if names["torch"] != names["flax"]:
+        raise UserError(f"The functions of {module}.py are in another order in torch_impl than in flax_impl.")
+    parts = {}
+    for name, (tree, text) in files.items():
+        part = parts[name] = _Part(1, len(text.removesuffix("\n").split("\n")))
+        for node in _functions(tree):
+            part.mark(node, node.name, node.name)
+    return _pair(f"{module}.py", module, files, parts, names["torch"])
+
+
+def _file(root: Path, framework: str, module: str) -> tuple[ast.Module, str]:
+    path = root / f"{framework}_impl" / f"{module}.py"
+    try:
+        text = path.read_text(encoding="utf-8")
+        return ast.parse(text), text
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+    except SyntaxError as error:
+        raise UserError(f"Cannot parse {path}, line {error.lineno}: {error.msg}.") from error
+
+
+def _functions(tree: ast.Module) -> list[Function]:
+    nodes = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    return [node for node in nodes if not node.name.startswith("_")]
+
+
+def _find(tree: ast.Module | ast.ClassDef | ast.FunctionDef, name: str, path: str) -> Function:
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
+            return node
+    raise UserError(f"There is no {name} in {path}: {_NEEDS} frameworks.")
+
+
+def _start(node: ast.stmt) -> int:
+    decorators = getattr(node, "decorator_list", [])
+    return min([node.lineno, *(decorator.lineno for decorator in decorators)])
+
+
+def _model_part(tree: ast.Module, framework: str, model: str, layers: Sequence[str]) -> _Part:
+    """A class with its lines given to layers: those that assign `self.<layer>`, and those that call it."""
+    path = f"{framework}_impl/model.py"
+    kind = _find(tree, model, path)
+    part = _Part(_start(kind), kind.end_lineno or 0)
+    for place, method in (("definition", DEFINITION[framework]), ("call", FORWARD[framework])):
+        node = _find(kind, method, path)
+        part.anchors[place] = _start(node)
+        for statement in node.body:
+            layer = _layer(statement, place, layers)
+            if layer:
+                part.mark(statement, layer, f"{place} {layer}")
+    return part
+
+
+def _layer(statement: ast.stmt, place: str, layers: Sequence[str]) -> str:
+    """The layer that a statement defines or calls, or ""."""
+    if not isinstance(statement, ast.Assign):
+        return ""
+    if place == "definition":
+        target = statement.targets[0]
+        own = isinstance(target, ast.Attribute) and ast.unparse(target.value) == "self" and target.attr in layers
+        return target.attr if own and isinstance(target, ast.Attribute) else ""
+    for node in ast.walk(statement.value):
+        if isinstance(node, ast.Call):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            layer = _FUNCTIONS.get(name, name)
+            if layer in layers and (name in _FUNCTIONS or ast.unparse(node.func) == f"self.{name}"):
+                return layer
+    return ""
+
+
+def coloured(text: str) -> list[Markup]:
+    """Python source as one piece of HTML for each line; what is not markup of ours is escaped."""
+    formatter = HtmlFormatter(nowrap=True)
+    html = highlight(text, PythonLexer(stripnl=False), formatter)
+    return [Markup(line) for line in html.split("\n")]  # Pygments escapes the source
+
+
+def _pair(
+    title: str,
+    module: str,
+    files: Mapping[str, tuple[ast.Module, str]],
+    parts: Mapping[str, _Part],
+    groups: Iterable[str],
+) -> Pair:
+    """Fill up the shorter side before each line that both sides have."""
+    ours, theirs = parts["torch"], parts["flax"]
+    common = sorted((key for key in ours.anchors if key in theirs.anchors), key=lambda key: ours.anchors[key])
+    rows: dict[str, list[int]] = {name: [] for name in parts}
+    stops: list[tuple[int, int]] = [(ours.first, theirs.first)]
+    for key in common:
+        place = (ours.anchors[key], theirs.anchors[key])
+        if place[0] > stops[-1][0] and place[1] > stops[-1][1]:
+            stops.append(place)
+    stops.append((ours.last + 1, theirs.last + 1))
+    for (left, right), (left_end, right_end) in pairwise(stops):
+        height = max(left_end - left, right_end - right)
+        for name, start, end in (("torch", left, left_end), ("flax", right, right_end)):
+            rows[name] += [*range(start, end), *[0] * (height - (end - start))]
+    left_pane, right_pane = (_pane(name, module, files[name][1], parts[name], rows[name]) for name in FRAMEWORKS)
+    return Pair(title, (left_pane, right_pane), tuple(groups))
+
+
+def _pane(framework: str, module: str, text: str, part: _Part, rows: Sequence[int]) -> Pane:
+    html = coloured(text)
+    lines, before = [], ""
+    for number in rows:
+        if not number:
+            lines.append(Line(0, Markup()))
+            continue
+        group = part.group.get(number, "")
+        lines.append(Line(number, html[number - 1], group, bool(group) and group != before))
+        before = group
+    return Pane(framework, f"{framework}_impl/{module}.py", tuple(lines))

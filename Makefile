@@ -8,7 +8,7 @@ ARGS ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c requirements.lock
-TOGETHER := $(if $(filter-out 1,$(WORLD)),common.launch --processes $(WORLD) --)
+TOGETHER := $(if $(filter-out 1,$(WORLD)),common.commands.launch --processes $(WORLD) --)
 # Tests share the cores in up to four processes; one that has nothing left takes from the others.
 PYTEST := $(BIN)/python -m pytest
 SPREAD := -n logical --maxprocesses 4 --dist worksteal
@@ -54,7 +54,7 @@ weights: .venv/.torch  ## download torchvision's pretrained AlexNet and convert 
 	$(BIN)/python -m torch_impl.weights
 
 data: .venv/.torch  ## prepare DATASET (cifar10, fashion_mnist, mnist, imagenet2012) with tensorflow-datasets
-	$(BIN)/python -m common.tfds_data $(DATASET) $(ARGS)
+	$(BIN)/python -m common.commands.data $(DATASET) $(ARGS)
 
 test: lint .venv-onnx/.done  ## check style, types and imports, and run the tests (about 20 minutes on 2 cores)
 	$(PYTEST) $(SPREAD) $(ARGS)
@@ -79,28 +79,28 @@ growth: .venv/.test  ## measure throughput and memory against batch and image si
 	$(BIN)/python -m benchmarks.growth growth
 
 ablation: .venv/.torch .venv/.flax  ## train RECIPE with one part or technique changed at a time, three seeds each, and file the table
-	$(BIN)/python benchmarks/ablation.py $(RECIPE) $(ARGS)
+	$(BIN)/python -m benchmarks.ablation $(RECIPE) $(ARGS)
 
 mutants: .venv/.test  ## plant every fault, print where the comparer finds it and file the table
 	$(BIN)/python -m parity_tests.mutants $(ARGS)
 
 study: .venv/.study  ## write both implementations side by side as pages into site/; RECIPE=... IMAGE=...; RUN_TORCH=... RUN_FLAX=... NOISE=... add curves
-	$(BIN)/python -m parity_tests.study --recipe $(RECIPE) $(if $(RUN_TORCH),--run-torch "$(RUN_TORCH)") $(if $(RUN_FLAX),--run-flax "$(RUN_FLAX)") \
+	$(BIN)/python -m study --recipe $(RECIPE) $(if $(RUN_TORCH),--run-torch "$(RUN_TORCH)") $(if $(RUN_FLAX),--run-flax "$(RUN_FLAX)") \
 		$(if $(NOISE),--noise "$(NOISE)") $(if $(IMAGE),--image "$(IMAGE)") $(ARGS)
 
 compare: .venv/.study  ## train RECIPE in both frameworks from the same weights and draws, print a table and write site/ with both runs
-	$(BIN)/python -m parity_tests.study.compare $(RECIPE) $(ARGS)
+	$(BIN)/python -m study.compare $(RECIPE) $(ARGS)
 
 soak: .venv/.test  ## train for half an hour, killed every 20 to 60 s, in FRAMEWORK, and compare with a calm run bit for bit
-	$(BIN)/python -m parity_tests.soak $(FRAMEWORK) $(ARGS)
+	$(BIN)/python -m stress.soak $(FRAMEWORK) $(ARGS)
 
 fuzz: .venv/.test  ## damage 10,000 files of every kind and open them: each must be refused in a sentence or be whole
-	$(BIN)/python -m parity_tests.fuzz $(ARGS)
+	$(BIN)/python -m stress.fuzz $(ARGS)
 
 lint: .venv/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy common torch_impl flax_impl parity_tests
+	$(BIN)/mypy common torch_impl flax_impl parity parity_tests study stress benchmarks
 	$(BIN)/lint-imports --no-cache
 
 lock:  ## resolve requirements.lock anew (needs uv)

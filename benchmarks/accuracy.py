@@ -17,7 +17,7 @@ from statistics import mean, stdev
 from time import perf_counter
 from typing import Any
 
-from benchmarks.bench import ENVIRONMENT, ROOT
+from benchmarks.bench import ENVIRONMENT
 from benchmarks.packed import load
 from benchmarks.settings import Device
 from common.arch.spec import Arch
@@ -29,7 +29,7 @@ from common.recipes.spec import Recipe
 from common.recipes.zoo import RECIPES
 from common.runs.files import write_json
 from common.system import package_versions
-from parity_tests.results import RESULTS
+from parity_tests.results import RESULTS, ROOT
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,8 @@ from common.arch.spec import Arch
 from common.errors import UserError, lookup
 from common.runs.files import write_json
 from common.system import package_versions
-from parity_tests.results import RESULTS
+from parity_tests.results import RESULTS, ROOT
 
-ROOT = Path(__file__).parents[1]
 # Those who wait for their turn must not spin, nor hold memory that they do not use.
 ENVIRONMENT = os.environ | {"OMP_WAIT_POLICY": "passive", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 WIDTH = {"float64": 8, "bfloat16": 2, "float16": 2}  # bytes of a number that passes between layers; else 4

@@ -14,6 +14,7 @@ from benchmarks.settings import Contestant
 from benchmarks.worker import adapted
 from common.commands.shell import guard
 from common.config import read_json
+from common.frameworks import FRAMEWORKS
 from parity_tests.results import RESULTS
 
 
@@ -35,14 +36,20 @@ def plot(source: Path) -> Path:
     native = adapted(Contestant("torch", rows[0]["arch"], 1)).image[0]
     by_batch, by_side = [row for row in rows if not row["side"]], [row for row in rows if row["batch"] == usual]
     for column, (label, key, shown) in enumerate((("batch size", "batch", by_batch), ("image side", "side", by_side))):
-        for loop in ("torch", "flax"):
+        for loop in FRAMEWORKS:
             points = sorted(
                 (row[key] or native, row["images_per_second"], row["peak_bytes"] / 2**30)
                 for row in shown
                 if row["loop"] == loop
             )
             for axis, values in zip(axes[:, column], list(zip(*points, strict=True))[1:], strict=True):
-                axis.plot([point[0] for point in points], values, marker="o", label=loop)
+                axis.plot(
+                    [point[0] for point in points],
+                    values,
+                    marker="o",
+                    label=FRAMEWORKS[loop].title,
+                    color=FRAMEWORKS[loop].colour,
+                )
         axes[1, column].set_xlabel(label)
     for axis, label in zip(axes[:, 0], ("images/s", "peak memory, GiB"), strict=True):
         axis.set_ylabel(label)

@@ -141,8 +141,8 @@ def memory(root: Path) -> dict[str, int]:
     largest = {"parent_mib": 0, "worker_mib": 0}
     for batch in islice(ours(root, WORKERS), 40):
         del batch
-        workers = [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
-        seen = {"parent_mib": resident(psutil.Process()), "worker_mib": max(map(resident, workers))}
+        workers = map(resident, psutil.Process().children())
+        seen = {"parent_mib": resident(psutil.Process()), "worker_mib": max(workers)}
         largest = {name: max(size, seen[name]) for name, size in largest.items()}
     return largest
 

@@ -20,8 +20,9 @@ from common.data.load import load_dataset
 from common.data.sources import Arrays
 from common.data.spec import DATASETS
 from common.errors import UserError
+from parity_tests.results import ROOT
 
-FOLDER = Path(__file__).parents[1] / ".bench"
+FOLDER = ROOT / ".bench"
 _CHUNK = 1000  # records read at a time
 
 

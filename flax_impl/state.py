@@ -57,6 +57,11 @@ class TrainState(train_state.TrainState):
         return {"params": self.params} | ({"batch_stats": self.batch_stats} if self.batch_stats else {})
 
     @property
+    def updates(self) -> Array:
+        """Optimizer steps done: fewer than `step` where float16 overflowed."""
+        return self.opt_state[-1].count
+
+    @property
     def dropout_key(self) -> Array:
         """Of this step's masks."""
         return jax.random.fold_in(jax.random.key(self.recipe.seed), self.step)
@@ -96,8 +101,8 @@ def freeze(state: TrainState, gradients: Any) -> Any:
     """Zero the backbone's gradients during the first `freeze_steps` optimizer steps; its memory stays empty, too."""
     if not state.freeze_steps:
         return gradients
-    head, updates = state.recipe.head_layers(state.model.arch), state.opt_state[-1].count
-    frozen = {layer: (updates < state.freeze_steps) & (layer not in head) for layer in gradients}
+    head = state.recipe.head_layers(state.model.arch)
+    frozen = {layer: (state.updates < state.freeze_steps) & (layer not in head) for layer in gradients}
     return {
         layer: jax.tree.map(lambda g, layer=layer: jnp.where(frozen[layer], 0, g), tree)
         for layer, tree in gradients.items()

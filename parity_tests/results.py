@@ -9,7 +9,8 @@ from typing import Any
 
 from common.runs.files import write_json
 
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"  # where this project's commands file what they find
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"  # where this project's commands file what they find
 Record = Callable[[str, dict[str, Any]], None]
 
 

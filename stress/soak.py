@@ -26,7 +26,7 @@ from common.runs.folder import RunFolder
 from common.system import package_versions
 from common.weights import exchange
 from parity_tests.material import narrow
-from parity_tests.results import RESULTS
+from parity_tests.results import RESULTS, ROOT
 
 AUGMENTED = "--preprocess.pad 1 --preprocess.crop 8 --preprocess.flip --preprocess.resize 32 --mix.mixup 0.2"
 WORDS = f"digits --arch tiny --device cpu {AUGMENTED} --checkpoint-every 7 --keep 3".split()
@@ -63,7 +63,7 @@ def register_tiny() -> None:
 def start(soak: Soak, out: Path, *words: str) -> subprocess.Popen[str]:
     """A training process of its own."""
     command = [sys.executable, "-m", __spec__.name, "train", soak.framework, *WORDS, "--epochs", str(soak.epochs)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [*command, "--out", str(out), *words],
         stdout=subprocess.DEVNULL,

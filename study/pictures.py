@@ -13,9 +13,10 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from common.frameworks import FRAMEWORKS
 from study.runs import Curves, Points
 
-COLOURS = {"PyTorch": "#d1491f", "Flax": "#1f77c4", "float32": "#8a63d2", "float64": "#2f9e63"}
+COLOURS = {about.title: about.colour for about in FRAMEWORKS.values()} | {"float32": "#8a63d2", "float64": "#2f9e63"}
 WIDTHS = {"PyTorch": 4.0, "Flax": 1.5}  # so that both are seen where they lie on each other
 SPLIT_STYLES: dict[str, dict[str, str]] = {
     "train": {"linestyle": "-"},

@@ -14,13 +14,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from common.errors import UserError
+from common.frameworks import FRAMEWORKS
 from common.recipes.zoo import DEFAULT
 from common.reports.evaluation import COUNTS_FIT
 from common.runs.files import write_json, write_text
 from common.system import package_versions
 from common.weights import exchange
 from parity_tests import mutants, noise, table
-from parity_tests.results import RESULTS
+from parity_tests.results import RESULTS, ROOT
 from study import deviations, measure, pictures, runs, source
 from study.measure import Arrays, Subject
 from study.notes import notes
@@ -41,7 +42,7 @@ _UNITS = {
     "rate": (1, "{:,.0f}"),
     "memory": (2**-20, "{:,.0f} MiB"),
 }
-FRAMEWORKS: dict[str, Any] = {"PyTorch": "torch", "Flax": "flax"}
+BY_TITLE = {about.title: name for name, about in FRAMEWORKS.items()}
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,7 @@ class Options:
     out: Path = Path("site")
 
 
-def build(
-    options: Options, *, subject: Subject | None = None, root: Path = source.ROOT, results: Path = RESULTS
-) -> Path:
+def build(options: Options, *, subject: Subject | None = None, root: Path = ROOT, results: Path = RESULTS) -> Path:
     """Write the site.
 
     Args:
@@ -128,7 +127,7 @@ def find_subject(options: Options, problems: list[str]) -> Subject:
     """
     given = {"PyTorch": options.run_torch, "Flax": options.run_flax}
     for name, path in given.items() if not options.arch else ():
-        network, problem = runs.trained(path, FRAMEWORKS[name])
+        network, problem = runs.trained(path, BY_TITLE[name])
         problems += [problem] if problem else []
         if network is None:
             continue
@@ -163,7 +162,7 @@ def _claim(out: Path) -> None:
 
 def _training(options: Options) -> dict[str, Any]:
     given = {"PyTorch": options.run_torch, "Flax": options.run_flax}
-    found = {name: runs.read_run(path, FRAMEWORKS[name]) for name, path in given.items()}
+    found = {name: runs.read_run(path, BY_TITLE[name]) for name, path in given.items()}
     ours, theirs, moved = found["PyTorch"], found["Flax"], runs.read_noise(options.noise)
     return {
         "runs": found,
@@ -252,7 +251,7 @@ def _confusions(out: Path, found: Mapping[str, Any]) -> dict[str, str]:
     files = {}
     for name, run in found.items():
         if run["confusion"] and len(run["confusion"]["names"]) > COUNTS_FIT:
-            files[name] = f"pictures/confusion-{FRAMEWORKS[name]}.png"
+            files[name] = f"pictures/confusion-{BY_TITLE[name]}.png"
             pictures.save(pictures.confusion(run["confusion"]["counts"]), out / files[name])
     return files
 
@@ -293,7 +292,7 @@ def _render(out: Path, data: dict[str, Any], sources: Mapping[str, Any]) -> None
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(figure=figure, pages=PAGES, names=source.FRAMEWORKS, frameworks=FRAMEWORKS)
+    environment.globals.update(figure=figure, pages=PAGES, names=source.TITLES, frameworks=BY_TITLE)
     environment.globals.update(references=deviations.ABOUT, mutant_columns=mutants.COLUMNS, precisions=table.PRECISIONS)
     environment.globals.update(floor=noise.FLOOR, factor=noise.FACTOR)
     write_json(out / "data.json", shown)

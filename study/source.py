@@ -15,9 +15,10 @@ from pygments.lexers import PythonLexer
 
 from common.arch.zoo import ARCHS
 from common.errors import UserError
+from common.frameworks import FRAMEWORKS
+from parity_tests.results import ROOT
 
-ROOT = Path(__file__).parents[1]
-FRAMEWORKS = {"torch": "PyTorch", "flax": "Flax"}
+TITLES = {name: about.title for name, about in FRAMEWORKS.items()}
 MODELS = {"AlexNet": ARCHS["alexnet"], "LeNet": ARCHS["lenet"]}
 DEFINITION = {"torch": "__init__", "flax": "setup"}
 FORWARD = {"torch": "forward", "flax": "__call__"}

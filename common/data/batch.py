@@ -42,7 +42,7 @@ class Batch:
             are in memory, which `Dataset.content` covers.
     """
 
-    images: np.ndarray | None
+    images: Any  # np.ndarray, or None
     labels: np.ndarray
     draws: dict[str, np.ndarray]
     ids: np.ndarray

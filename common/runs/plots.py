@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from common.frameworks import FRAMEWORKS
 from common.runs.files import atomic
 from common.runs.folder import RunFolder
 
@@ -21,7 +22,7 @@ def curves(run: RunFolder) -> Path:
 
     rows, manifest = run.metrics(), run.manifest
     figure = Figure(figsize=(12, 3.6), layout="constrained")
-    title = f"{run.recipe.name}: {run.arch.name} in {manifest['framework']} on {manifest['device']}"
+    title = f"{run.recipe.name}: {run.arch.name} in {FRAMEWORKS[manifest['framework']].title} on {manifest['device']}"
     figure.suptitle(title, parse_math=False)  # a name may hold dollars
     axes = figure.subplots(1, 3)
     last = max(rows, key=lambda row: row["step"])

@@ -19,7 +19,7 @@ import pytest
 import common.system
 from parity_tests import results
 
-common.memory.keep_freed = lambda: False  # one process runs hundreds of networks: what is freed must go back
+common.system.keep_freed = lambda: False  # one process runs hundreds of networks: what is freed must go back
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -24,8 +24,7 @@ from common.data.load import load_dataset
 from common.errors import UserError
 from common.recipes.zoo import RECIPES
 from common.runs.files import write_json
-
-ROOT = Path(__file__).parents[1]
+from parity_tests.results import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -54,8 +55,10 @@ from common.runs.scores import Scores
 from common.weights import exchange
 from common.weights import network as networks
 from common.weights.network import Network
+from flax_impl import feed as flax_feed
 from flax_impl.convert import from_torch
 from parity_tests.material import narrow
+from torch_impl import feed as torch_feed
 from torch_impl import weights
 
 FRAMEWORKS: tuple[Framework, ...] = ("torch", "flax")
@@ -135,11 +138,11 @@ def log_probabilities(
 ) -> np.ndarray:
     """Of one PyTorch model, by either framework's `log_probabilities`."""
     if framework == "torch":
-        return torch_impl.evaluate.log_probabilities(model, batch, recipe, ten=ten).numpy()
+        inputs = torch_feed.to_device(batch, torch.device("cpu"))
+        return torch_impl.evaluate.log_probabilities(model, inputs, recipe, ten=ten).numpy()
     network, variables = flax_impl.model.build(arch), from_torch(model.state_dict(), arch)
-    draws = {name: jnp.asarray(array) for name, array in batch.draws.items()}
-    images = jnp.asarray(batch.images)
-    return np.asarray(flax_impl.evaluate.log_probabilities(network, variables, images, draws, recipe, ten=ten))
+    given = flax_feed.to_device(batch, jax.devices("cpu")[0])
+    return np.asarray(flax_impl.evaluate.log_probabilities(network, variables, given, recipe, ten=ten))
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +246,7 @@ class TestAgainstTorchvision:
         with torch.no_grad():
             theirs = oracle(torch.stack([transforms(image) for image in photographs()])).softmax(1).numpy()
         assert theirs.max() > 0.1, "too even to tell anything"
-        network = networks.of_weights(path, weights.class_names)
+        network = networks.complete(networks.result_at(path, "torch", "predict"), weights.class_names)
         assert network.class_names == tuple(AlexNet_Weights.IMAGENET1K_V1.meta["categories"])
         batch = imagenet_batch(photographs())
         for predictor in (torch_impl.predict.predictor, flax_impl.predict.predictor):
@@ -360,7 +363,7 @@ class TestARun:
         uncropped = RunFolder.create(tmp_path / "run", get_recipe("digits"))
         write_json(uncropped.path / "manifest.json", RunFolder(runs[framework]).manifest)
         said = refused(framework, capsys, tmp_path / "run" / "model.safetensors", "--ten-crop")
-        assert "There is no run folder and no checkpoint" in said
+        assert "There is no run folder, checkpoint or .safetensors file" in said
         (tmp_path / "run" / "model.safetensors").touch()
         said = refused(framework, capsys, tmp_path / "run" / "model.safetensors", "--ten-crop")
         assert said == "error: --ten-crop needs a recipe with preprocess.crop; 'digits' takes images whole.\n"

@@ -43,6 +43,7 @@ from common.weights import exchange
 from common.weights import network as networks
 from common.weights.network import Network
 from parity_tests.material import narrow
+from parity_tests.results import ROOT
 from torch_impl import weights
 
 FRAMEWORKS: tuple[Framework, ...] = ("torch", "flax")
@@ -225,7 +226,7 @@ class TestPixels:
         run = colour_run(tmp_path / "run")
         data = load_unseen(f"folder:{tmp_path / 'data'}")
         (expected,) = batches(data, run.recipe, 0, train=False)
-        network = networks.of_run(run.path, "torch")
+        network = networks.result_at(run.path, "torch", "predict")
         found = [predictions.to_pixels(open_image(Path(path)), network) for path in data.files]
         batch = predictions.to_batch(found, network)
         np.testing.assert_array_equal(batch.images, expected.images)
@@ -267,8 +268,8 @@ def read_predictions(path: Path) -> list[dict[str, str]]:
 def test_both_frameworks_agree(images: Path, tmp_path: Path) -> None:
     """In every class of every image, to 1e-5 in float32; and the classes have their own names."""
     run, files = colour_run(tmp_path / "run"), predictions.find_images(str(images))[1]
-    network = networks.of_run(run.path, "torch")
-    assert network == networks.of_run(run.path, "flax")
+    network = networks.result_at(run.path, "torch", "predict")
+    assert network == networks.result_at(run.path, "flax", "predict")
     batch = predictions.to_batch([predictions.to_pixels(open_image(file), network) for file in files], network)
     ours, theirs = (PREDICT[framework].predictor(network, "cpu")(batch) for framework in FRAMEWORKS)
     assert ours.shape == (4, 3)
@@ -432,9 +433,9 @@ class TestBadInput:
         [
             (("--top", 0), "--top is 0; it must be at least 1."),
             (("--run", "run", "--weights", "x.safetensors"), "--run and --weights exclude each other"),
-            (("--run", "nowhere"), "There is no run folder and no checkpoint nowhere."),
+            (("--run", "nowhere"), "There is no run folder, checkpoint or .safetensors file nowhere."),
             (("--run", "images"), "images is not a run folder"),
-            (("--weights", "nowhere.safetensors"), "There is no file "),
+            (("--weights", "nowhere.safetensors"), "There is no run folder, checkpoint or .safetensors file "),
             (("--weights", "x.pth"), "python -m torch_impl.weights x.pth DEST.safetensors"),
             (("--weights", "cut.safetensors"), "cut.safetensors is not a readable .safetensors file"),
             (("--weights", "alone.safetensors"), "does not say how images become the input of alexnet_cifar"),
@@ -481,7 +482,7 @@ class TestBadInput:
     def test_modules_are_commands(self) -> None:
         for framework in FRAMEWORKS:
             command = [sys.executable, "-m", f"{framework}_impl.predict", "https://example.org/cat.jpg"]
-            done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
             assert (done.returncode, done.stdout) == (2, "")
             said = "error: https://example.org/cat.jpg is a URL: download the image, then name the file."
             assert done.stderr.splitlines()[-1] == said
@@ -502,7 +503,7 @@ class TestWeights:
         names = tuple(f"class ä {label}" for label in range(arch.classes))
         preprocess = Preprocess(host_resize=70, crop=64)
         exchange.write(path, tensors, arch, class_names=names, preprocess=preprocess)
-        network = networks.of_weights(path, pytest.fail)
+        network = networks.complete(networks.result_at(path, "torch", "predict"), pytest.fail)
         assert (network.class_names, network.recipe.preprocess, network.arch) == (names, preprocess, arch)
         assert exchange.read(path)[0].keys() == tensors.keys()
 
@@ -510,7 +511,7 @@ class TestWeights:
         path = tmp_path / "x.safetensors"
         exchange.write(path, tensors, self.ARCH)
         assert exchange.read_class_names(exchange.read(path)[1], self.ARCH, "it") == ()
-        network = networks.of_weights(path, weights.class_names)
+        network = networks.complete(networks.result_at(path, "torch", "predict"), weights.class_names)
         assert network.class_names[281] == "tabby"
         assert network.recipe.preprocess == get_recipe("imagenet").preprocess
 
@@ -532,8 +533,8 @@ class TestWeights:
 
     def test_a_runs_file_stays_its_runs(self, tmp_path: Path) -> None:
         run = colour_run(tmp_path / "run")
-        network = networks.of_weights(run.path / "model.safetensors", pytest.fail)
-        assert network == networks.of_run(run.path, "torch")
+        network = networks.complete(networks.result_at(run.path / "model.safetensors", "torch", "predict"), pytest.fail)
+        assert network == networks.result_at(run.path, "torch", "predict")
         assert network.class_names == NAMES
 
 
@@ -541,14 +542,17 @@ def test_an_unfinished_run_gives_its_newest_checkpoint(digits: Path, tmp_path: P
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     for name in ("recipe.json", "manifest.json", "checkpoints/epoch_0001.pt"):
         (tmp_path / "run" / name).write_bytes((digits / name).read_bytes())
-    assert networks.of_run(tmp_path / "run", "torch").path == tmp_path / "run" / "checkpoints" / "epoch_0001.pt"
+    assert (
+        networks.result_at(tmp_path / "run", "torch", "predict").path
+        == tmp_path / "run" / "checkpoints" / "epoch_0001.pt"
+    )
     with pytest.raises(UserError, match="was trained with torch_impl"):
-        networks.of_run(tmp_path / "run", "flax")
+        networks.result_at(tmp_path / "run", "flax", "predict")
     with pytest.raises(UserError, match="was trained with torch_impl"):
-        networks.of_run(tmp_path / "run" / "checkpoints" / "epoch_0001.pt", "flax")
+        networks.result_at(tmp_path / "run" / "checkpoints" / "epoch_0001.pt", "flax", "predict")
     (tmp_path / "run" / "checkpoints" / "epoch_0001.pt").unlink()
     with pytest.raises(UserError, match="has no finished checkpoint yet"):
-        networks.of_run(tmp_path / "run", "torch")
+        networks.result_at(tmp_path / "run", "torch", "predict")
 
 
 @pytest.mark.parametrize(("top", "size"), [(1, (300, 200)), (5, (20, 30)), (40, (200, 900))])

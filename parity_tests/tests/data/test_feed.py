@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from common.arch.zoo import ARCHS
 from common.data.batch import Batch
 from common.data.dataset import Dataset
 from common.data.pipeline import batches, steps_per_epoch
+from common.data.sources import Arrays
 from common.data.synthetic import photographs, tiles
 from common.errors import UserError
 from common.recipes.spec import Recipe, Schedule
@@ -27,14 +28,13 @@ from common.recipes.zoo import RECIPES
 from common.runs.files import write_json
 from common.runs.folder import RunFolder
 from common.runs.journal import Journal
-from flax_impl import device as flax_device
 from flax_impl import feed as flax_feed
-from parity_tests.material import narrow
+from parity_tests.material import digits, narrow
 from torch_impl import device as torch_device
 from torch_impl import feed as torch_feed
 
 CPU = {"torch": torch.device("cpu"), "flax": jax.devices("cpu")[0]}
-DEVICE: dict[str, Any] = {"torch": torch_device, "flax": flax_device}
+FEED: dict[str, Any] = {"torch": torch_feed, "flax": flax_feed}
 
 
 def ragged(examples: int = 40) -> tuple[Dataset, Recipe]:
@@ -45,8 +45,9 @@ def ragged(examples: int = 40) -> tuple[Dataset, Recipe]:
     return replace(data, ids=data.ids[3::7][:examples]), recipe
 
 
-def feed_batches(data: Dataset, recipe: Recipe, framework: str, source: Iterable[Batch]) -> Iterator[Any]:
-    return DEVICE[framework].Feed(data, CPU[framework])(source)
+def feed_of(framework: str, data: Dataset, recipe: Recipe) -> Any:
+    [feed] = FEED[framework].feeds([data], recipe, CPU[framework])
+    return feed
 
 
 def same(left: Any, right: Any) -> bool:
@@ -64,42 +65,68 @@ def test_the_inputs_are_the_pipelines(framework: str, kind: str, monkeypatch: py
     if kind == "photographs":
         data, recipe = replace(photographs(), ids=np.arange(40)), replace(RECIPES["imagenet"], batch_size=16)
     if kind == "streamed":
-        monkeypatch.setattr(DEVICE[framework], "RESIDENT_SHARE", 0.0)
-        monkeypatch.setattr(DEVICE[framework], "_memory", lambda device: 1.0)
-    feed = DEVICE[framework].Feed(data, CPU[framework])
+        monkeypatch.setattr(FEED[framework], "RESIDENT_SHARE", 0.0)
+        monkeypatch.setattr(FEED[framework], "memory", lambda device: 1.0)
+    feed = feed_of(framework, data, recipe)
     assert (feed.kept is not None) == (kind == "resident")
     for epoch in range(2):
         expected = list(batches(data, recipe, epoch, train=True))
-        fed = list(feed(batches(data, recipe, epoch, train=True)))
+        fed = list(feed(epoch, train=True))
         assert len(fed) == len(expected) == 3
+        assert [batch.labels.tolist() for batch, _ in feed(epoch, train=True, start=2)] == [expected[2].labels.tolist()]
         for (batch, inputs), wanted in zip(fed, expected, strict=True):
-            assert np.array_equal(batch.images, wanted.images)
-            assert same(inputs, DEVICE[framework].to_device(wanted, CPU[framework]))
+            assert (batch.images is None) == (kind == "resident")
+            assert same(inputs, FEED[framework].to_device(wanted, CPU[framework]))
+    for (_, inputs), wanted in zip(feed(), batches(data, recipe, 0, train=False), strict=True):
+        assert same(inputs, FEED[framework].to_device(wanted, CPU[framework]))
 
 
 @pytest.mark.parametrize("framework", ["torch", "flax"])
-def test_only_indices_and_draws_travel(framework: str) -> None:
-    """Pixels and labels of a resident dataset come from the device: those of the batch may be anything."""
+def test_only_indices_and_draws_travel(framework: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pixels and labels of a resident dataset come from the device: the host gathers no pixel."""
     data, recipe = ragged()
-    right = list(batches(data, recipe, 0, train=True))
-    wrong = [replace(batch, images=batch.images[:0], labels=batch.labels[:0]) for batch in right]
-    for (_, inputs), batch in zip(feed_batches(data, recipe, framework, wrong), right, strict=True):
-        assert same(inputs, DEVICE[framework].to_device(batch, CPU[framework]))
+    expected = [FEED[framework].to_device(batch, CPU[framework]) for batch in batches(data, recipe, 0, train=True)]
+    feed = feed_of(framework, data, recipe)
+
+    def gathered(*arguments: Any) -> Any:
+        raise AssertionError("the host gathers what the device has")
+
+    monkeypatch.setattr(Arrays, "read", gathered)
+    fed = [(batch, inputs) for batch, inputs in feed(0, train=True)]
+    assert same([inputs for _, inputs in fed], expected)
+    with pytest.raises(AssertionError, match="the host gathers"):
+        list(batches(data, recipe, 0, train=True))
 
 
 @pytest.mark.parametrize("framework", ["torch", "flax"])
-def test_one_batch_ahead(framework: str) -> None:
+def test_splits_of_one_source_are_kept_once(framework: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what does not fit beside what is kept already is streamed."""
+    data, recipe = ragged()
+    rest, held = data.hold_out(0.3, seed=0)
+    other = digits()
+    one, two, three = FEED[framework].feeds([rest, held, other], recipe, CPU[framework])
+    assert one.kept is two.kept is not None
+    assert three.kept is not None
+    assert data.arrays
+    monkeypatch.setattr(FEED[framework], "memory", lambda device: data.arrays.images.nbytes / 0.25 + 1)
+    found = FEED[framework].feeds([rest, other, held], recipe, CPU[framework])
+    assert [feed.kept is not None for feed in found] == [True, False, True]
+
+
+@pytest.mark.parametrize("framework", ["torch", "flax"])
+def test_one_batch_ahead(framework: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """When a step gets its batch, the next one is already on its way; no more than that one is held."""
     data, recipe = ragged()
     taken = 0
 
-    def counted() -> Iterator[Batch]:
+    def counted(*arguments: Any, **options: Any) -> Iterator[Batch]:
         nonlocal taken
-        for batch in batches(data, recipe, 0, train=True):
+        for batch in batches(*arguments, **options):
             taken += 1
             yield batch
 
-    assert [taken for _ in feed_batches(data, recipe, framework, counted())] == [2, 3, 3]
+    monkeypatch.setattr(FEED[framework], "batches", counted)
+    assert [taken for _ in feed_of(framework, data, recipe)(0, train=True)] == [2, 3, 3]
 
 
 def test_flax_compiles_once_for_each_shape() -> None:
@@ -108,13 +135,13 @@ def test_flax_compiles_once_for_each_shape() -> None:
     arch = narrow(recipe.model_arch(data.image, len(data.class_names)))
     steps = steps_per_epoch(data, recipe)
     state = flax_impl.state.init_state(recipe, arch, steps, CPU["flax"])
-    feed = flax_feed.Feed(data, CPU["flax"])
+    feed = feed_of("flax", data, recipe)
     compilations: Any = flax_impl.train.train_step
     before = compilations._cache_size()
     compiled = []
     for epoch in range(2):
-        for _, inputs in feed(batches(data, recipe, epoch, train=True)):
-            state, _ = flax_impl.train.train_step(state, *inputs)
+        for _, inputs in feed(epoch, train=True):
+            state, _ = flax_impl.train.train_step(state, inputs)
             compiled.append(compilations._cache_size() - before)
     assert compiled == [1, 1, 2, 2, 2, 2]
 
@@ -129,10 +156,10 @@ def torch_run(
     state = torch_impl.state.init_state(
         recipe, arch, steps_per_epoch(data, recipe), torch_device.pick_device("cpu"), compiled=compiled
     )
-    feed, losses, graphs = torch_feed.Feed(data, CPU["torch"]), [], []
+    feed, losses, graphs = feed_of("torch", data, recipe), list[float](), list[int]()
     for epoch in range(2):
-        for _, inputs in feed(batches(data, recipe, epoch, train=True)):
-            losses.append(float(torch_impl.train.train_step(state, *inputs)["loss"]))
+        for _, inputs in feed(epoch, train=True):
+            losses.append(float(torch_impl.train.train_step(state, inputs)["loss"]))
             graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     return losses, state.model.state_dict(), graphs
 

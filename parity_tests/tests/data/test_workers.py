@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import importlib
 import os
 import signal
 import subprocess
 import sys
+import time
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +25,7 @@ from sklearn.datasets import load_sample_images
 
 from common.data import draws, workers
 from common.data.batch import Batch
-from common.data.crops import random_resized_crop
+from common.data.crops import HostCrop, random_resized_crop
 from common.data.dataset import Dataset
 from common.data.load import load_dataset
 from common.data.pipeline import batches, steps_per_epoch
@@ -54,25 +57,31 @@ def load(folder: Path, count: int) -> Dataset:
 
 
 def digests(read: Iterator[Batch]) -> list[str]:
+    """Of all in each batch, its pixels too."""
     found = []
     for batch in read:
-        digest = hashlib.sha256()
+        assert batch.images is not None
+        digest = hashlib.sha256(batch.images)
         batch.update(digest)
         found.append(digest.hexdigest())
     return found
 
 
-def test_any_number_of_workers_gives_the_same_batches(folder: Path) -> None:
-    assert steps_per_epoch(load(folder, 0), RECIPE) == 6
-    expected = digests(batches(load(folder, 0), RECIPE, 1, train=True))
+@pytest.mark.parametrize("crop", [24, 96])
+def test_any_number_of_workers_gives_the_same_batches(folder: Path, crop: int) -> None:
+    """Of pixels that travel within the pickle, and of so many that they travel by themselves."""
+    assert (4 * crop * crop * 3 >= workers._LARGE) == (crop == 96)
+    recipe = replace(RECIPE, preprocess=replace(TINY, crop=crop))
+    assert steps_per_epoch(load(folder, 0), recipe) == 6
+    expected = digests(batches(load(folder, 0), recipe, 1, train=True))
     assert len(set(expected)) == 6
     for count in (1, 2, 3):
-        assert digests(batches(load(folder, count), RECIPE, 1, train=True)) == expected
+        assert digests(batches(load(folder, count), recipe, 1, train=True)) == expected
     for count in (0, 2):
-        assert digests(batches(load(folder, count), RECIPE, 1, train=True, start=3)) == expected[3:]
-        assert digests(batches(load(folder, count), RECIPE, 1, train=True, start=6)) == []
-    assert digests(batches(load(folder, 9), RECIPE, 0, train=False)) == digests(
-        batches(load(folder, 0), RECIPE, 0, train=False)
+        assert digests(batches(load(folder, count), recipe, 1, train=True, start=3)) == expected[3:]
+        assert digests(batches(load(folder, count), recipe, 1, train=True, start=6)) == []
+    assert digests(batches(load(folder, 9), recipe, 0, train=False)) == digests(
+        batches(load(folder, 0), recipe, 0, train=False)
     )
 
 
@@ -147,44 +156,162 @@ def test_an_unreadable_image_is_named(folder: Path, tmp_path: Path, count: int, 
         list(batches(data, RECIPE, 0, train=True))
 
 
-def test_a_worker_loads_no_framework_and_a_dead_one_is_an_error() -> None:
-    def read(step: int) -> SimpleNamespace:
-        loaded = [name for name in ("torch", "jax", "flax", "orbax") if sys.modules.get(name)]
-        return SimpleNamespace(pid=os.getpid(), loaded=loaded)
+@dataclass(frozen=True)
+class Spy:
+    """A source whose labels count the frameworks that its process has imported. It talks, and listens to nothing."""
 
-    results = workers.read(read, range(1000), 2)
+    def read(self, ids: np.ndarray, crop: HostCrop | None) -> tuple[np.ndarray, np.ndarray]:
+        print("talk " * 9999, flush=True)
+        assert not sys.stdin.read()
+        loaded = sum(name in sys.modules for name in ("torch", "jax", "flax", "orbax"))
+        return np.zeros((len(ids), 4, 4, 3), np.uint8), np.full(len(ids), loaded, np.int32)
+
+
+def test_a_worker_loads_no_framework_and_may_talk() -> None:
+    data = Dataset("spied", "train", None, ("a", "b"), Spy(), np.arange(20), workers=2)
+    assert [batch.labels.tolist() for batch in batches(data, RECIPE, 0, train=True)] == [[0] * 4] * 5
+
+
+def process_id(step: int) -> int:
+    return os.getpid()
+
+
+def is_gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid)
+
+
+def test_a_dead_worker_is_an_error() -> None:
+    results = workers.read(process_id, range(1000), 2)
     seen = [next(results) for _ in range(4)]
-    assert [result.loaded for result in seen] == [[]] * 4
-    assert len({result.pid for result in seen}) == 2
-    os.kill(seen[1].pid, signal.SIGKILL)
+    assert len(set(seen)) == 2
+    os.kill(seen[1], signal.SIGKILL)
     with pytest.raises(UserError, match=r"process that reads images died.*--workers 0"):
         list(results)
-    assert not [child for child in psutil.Process().children() if child.pid in {result.pid for result in seen}]
+    assert all(map(is_gone, seen))
+
+
+def test_workers_end_with_the_iterator() -> None:
+    """However early, and even if nobody closes it."""
+    with closing(workers.read(process_id, range(1000), 2)) as results:  # type: ignore[type-var]
+        seen = [next(results) for _ in range(2)]
+        assert not any(map(is_gone, seen))
+    assert all(map(is_gone, seen))
+    seen = [pid for pid, _ in zip(workers.read(process_id, range(1000), 2), range(2), strict=False)]
+    assert all(map(is_gone, seen))
+    seen = list(workers.read(process_id, range(3), 2))
+    assert all(map(is_gone, seen))
 
 
 def test_workers_are_deaf_to_signals_from_their_start() -> None:
     """A terminal's Ctrl-C reaches them while they import, too; this process hears it as before."""
-    with closing(workers.read(lambda step: SimpleNamespace(pid=os.getpid()), range(100), 2)) as results:  # type: ignore[type-var]
-        status = Path(f"/proc/{next(results).pid}/status").read_text()
+    with closing(workers.read(process_id, range(100), 2)) as results:  # type: ignore[type-var]
+        pid = next(results)
+        status = Path(f"/proc/{pid}/status").read_text()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(pid, number)
+        assert pid in [next(results) for _ in range(20)][10:]
     blocked = int(status.partition("SigBlk:")[2].split()[0], 16)
     assert all(blocked & 1 << number - 1 for number in (signal.SIGINT, signal.SIGTERM))
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGINT, signal.SIGTERM}
 
 
-def test_without_grain_the_sentence_says_what_to_do(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "grain", None)
-    with pytest.raises(UserError, match=r"needs the package grain, which is not installed: .* --workers 0"):
-        next(batches(load(folder, 2), RECIPE, 0, train=True))
-    assert sys.modules["jax"] is not None
+@dataclass(frozen=True)
+class Noted:
+    """Notes each step as a file."""
+
+    folder: Path
+
+    def read(self, step: int) -> int:
+        (self.folder / str(step)).touch()
+        return step
+
+
+def test_each_worker_is_three_steps_ahead(tmp_path: Path) -> None:
+    """Which bounds the memory that results take."""
+    results = workers.read(Noted(tmp_path).read, range(10, 30), 2)
+    for taken in range(3):
+        assert next(results) == 10 + taken
+        expected = {str(10 + step) for step in range(6 + taken)}
+        limit = time.monotonic() + 60
+        while len(list(tmp_path.iterdir())) < len(expected) and time.monotonic() < limit:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        assert {path.name for path in tmp_path.iterdir()} == expected
+    assert list(results) == [*range(13, 30)]
+
+
+def arrays(step: int) -> dict[str, np.ndarray]:
+    """Small and large ones, and of unusual kinds."""
+    large = np.random.default_rng(step).integers(0, 255, (300, 300), np.uint8)
+    fixed = large.copy()
+    fixed.flags.writeable = False
+    return {
+        "large": large,
+        "other": large + 1,
+        "fixed": fixed,
+        "fortran": np.asfortranarray(large),
+        "stepped": large[::2, ::-1],
+        "empty": large[:0],
+        "small": large[0],
+        "limit": large.reshape(-1)[: workers._LARGE].copy(),
+        "objects": np.array([step, "two", None], object),
+    }
+
+
+def memory_files() -> int:
+    """Mapped files that lie in memory without a name."""
+    return Path("/proc/self/maps").read_text().count("/memfd:batch")
+
+
+def test_arrays_arrive_whole_and_each_is_freed_by_itself() -> None:
+    gc.collect()
+    before = memory_files()
+    for step, result in enumerate(workers.read(arrays, range(7), 2)):
+        for name, array in arrays(step).items():
+            np.testing.assert_array_equal(result[name], array, strict=True)
+            assert result[name].flags.writeable == array.flags.writeable
+    assert memory_files() - before == 5  # the large ones of the last
+    kept = result.pop("small"), result.pop("other")
+    del result, array
+    assert memory_files() - before == 1
+    del kept
+    assert memory_files() == before
+
+
+def wrong(step: int) -> int:
+    raise KeyError(f"no such step: {step}")
+
+
+def test_any_other_exception_comes_with_its_traceback() -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)reads images.*in wrong.*KeyError: 'no such step: 0'"):
+        list(workers.read(wrong, range(9), 2))
+
+
+def test_what_a_worker_cannot_import_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It finds what this process finds on its path, and says what it does not find."""
+    (tmp_path / "reads_a_step.py").write_text("def read(step):\n    return 2 * step\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    own = importlib.import_module("reads_a_step")
+    assert list(workers.read(own.read, range(4), 2)) == [0, 2, 4, 6]
+    (tmp_path / "reads_a_step.py").unlink()
+    with pytest.raises(RuntimeError, match="No module named 'reads_a_step'"):
+        list(workers.read(own.read, range(4), 2))
+
+
+def test_elsewhere_than_on_linux_the_sentence_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+    with pytest.raises(UserError, match="needs Linux: say --workers 0"):
+        list(workers.read(process_id, range(4), 2))
 
 
 ENDLESS = """
 import sys
 from dataclasses import replace
 from itertools import count
-from common import cli, datasets
-from common.pipeline import batches
-from common.recipes import get_recipe
+from common.commands.shell import guard
+from common.data.load import load_dataset
+from common.data.pipeline import batches
+from common.recipes.zoo import get_recipe
 
 def run():
     train = replace(load_dataset(sys.argv[1])[0], workers=2)
@@ -193,7 +320,7 @@ def run():
         for batch in batches(train, recipe, epoch, train=True):
             print(len(batch.labels), "jax" in sys.modules, flush=True)
 
-cli.guard(run)
+guard(run)
 """
 
 
@@ -211,7 +338,9 @@ def test_no_worker_is_left_behind(folder: Path, tmp_path: Path, how: str) -> Non
     assert process.stdout
     assert [process.stdout.readline() for _ in range(3)] == ["4 False\n"] * 3
     family = psutil.Process(process.pid).children(recursive=True)
-    assert len([child for child in family if "spawn_main" in str(child.cmdline())]) == 2
+    assert len(family) == 2
+    for pid in (process.pid, *(child.pid for child in family)):
+        assert "/dev/shm" not in Path(f"/proc/{pid}/maps").read_text()  # where a kill would leave what lies there
     if how == "ctrl-c":
         os.killpg(process.pid, signal.SIGINT)
     else:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from parity.compare import Bounds, Mismatch, Trace, compare_run, compare_traces, measure
+from parity_tests.results import ROOT
 
-README = Path(__file__).parents[1] / "README.md"
+README = ROOT / "README.md"
 RNG = np.random.default_rng(0)
 VALUES = RNG.standard_normal((40, 50))
 

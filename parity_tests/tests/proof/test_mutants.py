@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from parity_tests.mutants import MUTANTS, Mutant, caught, run, subjects, train
+from parity_tests.mutants import MUTANTS, Mutant, caught, run, train
+from parity_tests.subjects import subjects
 
 # One for each row of the table of causes runs in CI, the others in `make test-full` and `make mutants`.
 _FIRST_OF_ROW = {mutant.row: mutant.name for mutant in reversed(MUTANTS)}.values()

@@ -25,6 +25,7 @@ import torch_impl
 from common.arch.spec import Arch
 from common.arch.zoo import ABLATIONS, ARCHS
 from common.errors import UserError
+from common.frameworks import FRAMEWORKS
 from common.recipes.zoo import get_recipe
 from common.reports.evaluation import write_confusion
 from common.runs.files import write_json
@@ -32,7 +33,8 @@ from common.runs.folder import RunFolder
 from common.runs.manifest import write_manifest
 from common.weights.network import Network
 from parity_tests.material import narrow
-from study import compare, deviations, measure, runs, site, source
+from parity_tests.results import RESULTS, ROOT
+from study import compare, deviations, measure, runs, site
 from torch_impl import weights
 
 HOSTILE = "<script>alert(1)<"  # a folder's name cannot hold a slash
@@ -40,7 +42,6 @@ LABEL = "<script>alert('label')</script>"
 STRING = "<script>alert('source')</script>"
 IMAGE = "<img src=x onerror=alert('image')>.png"
 VOID = {"meta", "link", "img", "br", "input", "hr"}
-RESULTS = site.RESULTS
 
 
 @dataclass
@@ -116,8 +117,8 @@ def make_run(path: Path, framework: Any, shift: float = 0.0) -> Path:
 
 def copy_sources(root: Path) -> Path:
     """The source of both packages, where a test may plant something."""
-    for framework in source.FRAMEWORKS:
-        shutil.copytree(source.ROOT / f"{framework}_impl", root / f"{framework}_impl")
+    for framework in FRAMEWORKS:
+        shutil.copytree(ROOT / f"{framework}_impl", root / f"{framework}_impl")
     return root
 
 
@@ -186,13 +187,13 @@ def test_every_layer_is_on_both_sides_and_has_its_panel(pages: dict[str, Page]) 
     assert panels == layers
     for layer in layers:
         lines = [values for _, values in elements if values.get("data-group") == layer and "id" in values]
-        for framework in source.FRAMEWORKS:
+        for framework in FRAMEWORKS:
             mine = [values for values in lines if values["id"].startswith(f"{framework}-")]
             assert any(values.get("href") == f"#layer-{layer}" for values in mine), (framework, layer)
         assert any(values.get("data-group") == layer and "data-list" in values for _, values in elements)
 
 
-@pytest.mark.parametrize("framework", source.FRAMEWORKS)
+@pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_the_source_is_the_real_one(pages: dict[str, Page], sources: Path, framework: str) -> None:
     page = pages["training"]
     for module in site.MODULES:
@@ -401,7 +402,7 @@ def test_receptive_fields() -> None:
 def test_other_architectures_are_measured(name: str, recipe: str) -> None:
     arch = narrow((ARCHS | ABLATIONS)[name])
     chosen = subject(arch, recipe)
-    chosen = replace(chosen, network=replace(chosen.network, recipe=replace(get_recipe(recipe), arch=name)))
+    chosen = replace(chosen, network=replace(chosen.network, known=replace(get_recipe(recipe), arch=name)))
     found, _, _ = measure.measure(chosen)
     assert all(row["difference"]["float64"]["relative"] < 1e-13 for row in found["layers"])
     assert [row["label"] for row in found["top"]["PyTorch"]] == [row["label"] for row in found["top"]["Flax"]]
@@ -534,7 +535,7 @@ def test_pointing_at_a_layer_lights_both_sides(browser: Browser, built: Path) ->
         assert tab.locator(".pane.torch .line.lit").count() == tab.locator(".pane.flax .line.lit").count() == 2
         assert tab.locator("#layer-conv3").is_visible()
         top = "(line) => line.getBoundingClientRect().top"
-        tops = [tab.locator(f".pane.{side} .line.lit").first.evaluate(top) for side in source.FRAMEWORKS]
+        tops = [tab.locator(f".pane.{side} .line.lit").first.evaluate(top) for side in FRAMEWORKS]
         assert len(set(tops)) == 1, "the two sides are not level"
 
 

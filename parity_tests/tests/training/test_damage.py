@@ -103,7 +103,7 @@ def test_what_cannot_be_deleted_is_named(run: RunFolder, monkeypatch: pytest.Mon
     (run.path / "metrics.jsonl.part").touch()
     for number in (1, 2):
         (run.path / "checkpoints" / f"epoch_000{number}.pt").touch()
-    monkeypatch.setattr("common.run.remove", refuse)
+    monkeypatch.setattr("common.runs.folder.remove", refuse)
     monkeypatch.setattr("common.runs.journal.remove", refuse)
     with pytest.raises(UserError, match=r"Cannot write .*metrics\.jsonl\.part: Read-only file system"):
         run.clear_parts()
@@ -250,7 +250,7 @@ def test_equal_models_are_equal_files(tmp_path: Path) -> None:
 
 
 def test_processes_end_with_their_launcher() -> None:
-    words = [sys.executable, "-m", "common.launch", "--processes", "2", "--"]
+    words = [sys.executable, "-m", "common.commands.launch", "--processes", "2", "--"]
     launcher = subprocess.Popen([*words, "timeit", "-n", "1", "-r", "1", "import time; time.sleep(300)"])
 
     def wait_for(found: Callable[[], bool]) -> None:

@@ -26,17 +26,20 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import flax_impl.checkpoint
+import flax_impl.engine
 import flax_impl.evaluate
+import flax_impl.feed
 import flax_impl.train
 import torch_impl.checkpoint
+import torch_impl.engine
 import torch_impl.evaluate
+import torch_impl.feed
 import torch_impl.train
 from common.arch.spec import Arch
 from common.arch.zoo import ARCHS
 from common.commands.evaluate import run_evaluate
 from common.commands.train import run_train
 from common.data.batch import Batch
-from common.data.dataset import Dataset
 from common.data.load import load_dataset, load_split
 from common.frameworks import Framework
 from common.recipes.zoo import RECIPES, get_recipe
@@ -47,10 +50,13 @@ from common.training.options import TrainOptions
 from common.weights import exchange
 from flax_impl.convert import to_torch
 from parity_tests.material import narrow
+from parity_tests.results import ROOT
 
 FRAMEWORKS: tuple[Framework, ...] = ("torch", "flax")
 OTHER: dict[Framework, Framework] = {"torch": "flax", "flax": "torch"}
 TRAIN: dict[str, ModuleType] = {"torch": torch_impl.train, "flax": flax_impl.train}
+ENGINE: dict[str, ModuleType] = {"torch": torch_impl.engine, "flax": flax_impl.engine}
+FEEDS = (torch_impl.feed.Feed, flax_impl.feed.Feed)
 EVALUATE: dict[str, ModuleType] = {"torch": torch_impl.evaluate, "flax": flax_impl.evaluate}
 FAST = ("digits", "--arch", "lenet", "--preprocess.resize", "16", "--device", "cpu")
 SIZE_32 = ("--preprocess.resize", 32)
@@ -417,7 +423,7 @@ def test_evaluate_takes_the_training_split(
         ("../..", (), "is not a run folder, nor a checkpoint inside one"),
         ("checkpoints", (), "checkpoints"),
         ("curves.png", (), "curves.png"),
-        ("checkpoints/epoch_0009", (), "no checkpoint"),
+        ("checkpoints/epoch_0009", (), "There is no run folder, checkpoint or .safetensors file"),
     ],
 )
 def test_evaluate_refuses_what_is_no_checkpoint(
@@ -461,14 +467,14 @@ def test_a_validation_split_chooses_the_weights(
     framework: Framework, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The second epoch's validation score is made 0, so the first epoch's weights must be the result."""
-    original, asked = TRAIN[framework].evaluate, iter(range(2 * EPOCHS))
+    original, asked = ENGINE[framework].evaluate, iter(range(2 * EPOCHS))
 
     def spoil_the_last(*arguments: Any, **options: Any) -> Scores:
         scores = original(*arguments, **options)
-        splits = [argument.split for argument in arguments if isinstance(argument, Dataset)]
+        splits = [argument.data.split for argument in arguments if isinstance(argument, FEEDS)]
         return replace(scores, top1=0) if splits == ["val"] and next(asked) == 1 else scores
 
-    monkeypatch.setattr(TRAIN[framework], "evaluate", spoil_the_last)
+    monkeypatch.setattr(ENGINE[framework], "evaluate", spoil_the_last)
     run = train(framework, tmp_path / "run", "--val-fraction", 0.1093)
     assert "1,280 training, 360 test and 157 val images" in run.out
     assert "after epoch 1, which was best on the validation split" in run.out
@@ -564,7 +570,7 @@ def test_a_gpu_that_is_not_there(framework: Framework, tmp_path: Path, capsys: p
 @both
 def test_modules_are_commands(framework: Framework) -> None:
     command = [sys.executable, "-m", f"{framework}_impl.train", "digits", "--epochs", "0"]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1] == "error: epochs is 0; it must be at least 1."
     assert "Traceback" not in done.stderr

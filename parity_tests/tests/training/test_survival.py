@@ -33,7 +33,7 @@ from common.arch.zoo import ARCHS
 from common.commands.train import run_train
 from common.data.photos import open_image
 from common.errors import DamagedError, UserError
-from common.frameworks import Framework
+from common.frameworks import FRAMEWORKS, Framework
 from common.runs.folder import RunFolder
 from common.runs.progress import Progress
 from common.runs.scores import Scores
@@ -41,7 +41,8 @@ from common.stopping import Stopped, stopping_at_once
 from common.system import package_versions
 from common.weights import exchange
 from parity_tests.material import narrow
-from parity_tests.tests.training.test_runs import TRAIN, both, quick, reproducible, snapshot
+from parity_tests.results import ROOT
+from parity_tests.tests.training.test_runs import ENGINE, TRAIN, both, quick, reproducible, snapshot
 from stress import fuzz, soak
 
 __all__ = ["quick"]  # a fixture of this module too
@@ -120,12 +121,12 @@ def kill(framework: Framework, out: Path, moment: str, *words: object) -> None:
             patch.setattr(owner, name, watched)
 
         watch(TRAIN[framework], "train_step", "step")
-        watch(common.files, "flush", "flush")
+        watch(common.runs.files, "flush", "flush")
         watch(Path, "replace", "rename")
         watch(Path, "rename", "rename")
         watch(RunFolder, "log", "row")
-        clear = common.files._clear  # which the dead no longer call
-        patch.setattr(common.files, "_clear", lambda part: None if dead else clear(part))
+        clear = common.runs.files._clear  # which the dead no longer call
+        patch.setattr(common.runs.files, "_clear", lambda part: None if dead else clear(part))
         with pytest.raises(Killed):
             train(framework, out, *words)
 
@@ -133,7 +134,7 @@ def kill(framework: Framework, out: Path, moment: str, *words: object) -> None:
 @both
 def test_a_killed_run_goes_on_bit_for_bit(framework: Framework, calm: Callable[[str], Path], tmp_path: Path) -> None:
     """Between two files, while a checkpoint is written, before it has its name and after, and at the very end."""
-    path, suffix = tmp_path / "run", SUFFIX[framework]
+    path, suffix = tmp_path / "run", FRAMEWORKS[framework].suffix
     kill(framework, path, "after rename run.part", *EVERY)
     assert not (path / "manifest.json").exists()
     for moment in (
@@ -173,7 +174,7 @@ def test_a_signal_ends_the_step_and_leaves_a_checkpoint(
     path = tmp_path / "run"
     code, said = train(framework, path)
     assert code == 128 + number
-    file = path / "checkpoints" / f"epoch_0000_step_00000004{SUFFIX[framework]}"
+    file = path / "checkpoints" / f"epoch_0000_step_00000004{FRAMEWORKS[framework].suffix}"
     assert f"{number.name}: {file} is written; the same command with --resume --out {path} continues it" in said
     assert file.exists()
     monkeypatch.undo()
@@ -190,7 +191,7 @@ def test_a_damaged_checkpoint_is_named_and_skipped(
 ) -> None:
     path = shutil.copytree(calm(framework), tmp_path / "run")
     (path / "model.safetensors").unlink()
-    newest = path / "checkpoints" / f"epoch_0002{SUFFIX[framework]}"
+    newest = path / "checkpoints" / f"epoch_0002{FRAMEWORKS[framework].suffix}"
     files = [file for file in (newest, *newest.rglob("*")) if file.is_file()]
     largest = max(files, key=lambda file: file.stat().st_size)
     content = bytearray(largest.read_bytes())
@@ -213,7 +214,7 @@ def test_a_newest_checkpoint_of_the_wrong_kind_is_skipped(
 ) -> None:
     """A folder for a file, a file for a folder; and where one was set aside before, the name is not taken again."""
     path = shutil.copytree(calm(framework), tmp_path / "run")
-    newest = path / "checkpoints" / f"epoch_0002{SUFFIX[framework]}"
+    newest = path / "checkpoints" / f"epoch_0002{FRAMEWORKS[framework].suffix}"
     newest.rename(newest.with_name(f"{newest.name}.damaged"))
     if framework == "torch":
         newest.mkdir()
@@ -245,12 +246,12 @@ def test_lost_rows_do_not_choose_another_epoch(
 def test_keep_prunes_all_but_the_newest_and_the_best(
     framework: Framework, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, rights = TRAIN[framework].evaluate, iter((300, 80))
+    original, rights = ENGINE[framework].evaluate, iter((300, 80))
 
     def scored(*arguments: Any, **options: Any) -> Scores:
         return replace(original(*arguments, **options), top1=next(rights))
 
-    monkeypatch.setattr(TRAIN[framework], "evaluate", scored)
+    monkeypatch.setattr(ENGINE[framework], "evaluate", scored)
     path = tmp_path / "run"
     code, said = train(framework, path, "--checkpoint-every", 2, "--keep", 2)
     assert code == 0, said
@@ -268,9 +269,7 @@ def test_one_process_at_a_time_trains_in_a_folder(
 ) -> None:
     path = shutil.copytree(calm(framework), tmp_path / "run")
     before = snapshot(path)
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, path], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1], text=True
-    )
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, path], stdout=subprocess.PIPE, cwd=ROOT, text=True)
     assert holder.stdout
     assert holder.stdout.readline() == "locked\n"
     code, said = train(framework, path, "--resume")
@@ -284,7 +283,7 @@ def test_one_process_at_a_time_trains_in_a_folder(
 HOLD = """
 import sys, time
 from pathlib import Path
-from common.files import locked
+from common.runs.files import locked
 with locked(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(600)
@@ -307,7 +306,7 @@ def test_not_a_number_names_step_layer_and_checkpoint(
     framework: Framework, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A learning rate far too high; in the flow of a run no step waits for its loss."""
-    path, suffix = tmp_path / "run", SUFFIX[framework]
+    path, suffix = tmp_path / "run", FRAMEWORKS[framework].suffix
     code, said = train(framework, path, "--optimizer.name", "sgd", "--optimizer.lr", 1e6, "--checkpoint-every", 1)
     assert code == 2
     checkpoints = stems(path)
@@ -359,10 +358,10 @@ def test_a_full_disk(
     framework: Framework, calm: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files may grow to 64 KiB and no further: the checkpoint cannot be written, the run stays as it was."""
-    path, lost = shutil.copytree(calm(framework), tmp_path / "run"), f"epoch_0002{SUFFIX[framework]}"
-    common.files.remove(path / "checkpoints" / lost)
+    path, lost = shutil.copytree(calm(framework), tmp_path / "run"), f"epoch_0002{FRAMEWORKS[framework].suffix}"
+    common.runs.files.remove(path / "checkpoints" / lost)
     before = snapshot(path / "checkpoints")
-    save, limits = TRAIN[framework].checkpoint.save, resource.getrlimit(resource.RLIMIT_FSIZE)
+    save, limits = ENGINE[framework].checkpoint.save, resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limited(*arguments: Any) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
@@ -371,13 +370,13 @@ def test_a_full_disk(
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    monkeypatch.setattr(TRAIN[framework].checkpoint, "save", limited)
+    monkeypatch.setattr(ENGINE[framework].checkpoint, "save", limited)
     code, said = train(framework, path, "--resume", "--log-every", 3)
     assert code == 2
     assert f"error: Cannot write {path / 'checkpoints' / lost}: File too large." in said
     assert "Traceback" not in said
     assert snapshot(path / "checkpoints") == before
-    monkeypatch.setattr(TRAIN[framework].checkpoint, "save", save)
+    monkeypatch.setattr(ENGINE[framework].checkpoint, "save", save)
     assert train(framework, path, "--resume", "--log-every", 3)[0] == 0
     assert_same_run(path, calm(framework))
 
@@ -427,9 +426,9 @@ def test_a_checkpoint_of_another_run(
     recipe = replace(RunFolder(path).recipe, **{field: value})
     arch = ARCHS[recipe.arch].adapt(channels=1, classes=10)
     device = {"torch": torch.device("cpu"), "flax": jax.devices("cpu")[0]}[framework]
-    state = TRAIN[framework].init_state(recipe, arch, STEPS, device)
-    stranger = path / "checkpoints" / f"epoch_0002_step_00000014{SUFFIX[framework]}"
-    TRAIN[framework].checkpoint.save(stranger, state, Progress.start(recipe, arch, 2, 14))
+    state = ENGINE[framework].init_state(recipe, arch, STEPS, device)
+    stranger = path / "checkpoints" / f"epoch_0002_step_00000014{FRAMEWORKS[framework].suffix}"
+    ENGINE[framework].checkpoint.save(stranger, state, Progress.start(recipe, arch, 2, 14))
     before = snapshot(path / "checkpoints")
     code, said = train(framework, path, "--resume", "--log-every", 3)
     assert code == 2
@@ -546,9 +545,9 @@ def test_sums_lead_nowhere_else(calm: Callable[[str], Path], tmp_path: Path) -> 
     secret = tmp_path / "secret"
     secret.write_text("secret")
     with (path / "SHA256SUMS").open("a") as file:
-        file.write(f"{common.files.sha256(secret)}  ../secret\n")
+        file.write(f"{common.runs.files.sha256(secret)}  ../secret\n")
     with pytest.raises(DamagedError, match="secret is not the file that was written"):
-        common.files.check_sums(path)
+        common.runs.files.check_sums(path)
 
 
 def test_a_difference_is_seen(calm: Callable[[str], Path], tmp_path: Path) -> None:

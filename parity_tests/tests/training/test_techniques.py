@@ -27,12 +27,12 @@ from common.data.crops import random_boxes
 from common.data.pipeline import batches, steps_per_epoch
 from common.errors import UserError
 from common.recipes.spec import FineTune, LossScale, Mix, Optimizer, Precision, Recipe, Schedule
-from flax_impl.device import to_device
+from flax_impl.feed import to_device
 from parity.compare import Bounds, Report, Tensors, compare_run
 from parity_tests.material import first_batches, narrow
-from parity_tests.mutants import Subject, subjects, with_everything
 from parity_tests.sides import make_pair, make_states
 from parity_tests.single_step import same_branches
+from parity_tests.subjects import Subject, subjects, with_everything
 
 STEPS, LONG = 10, 50
 BOUND = Bounds(1e-10)
@@ -286,17 +286,18 @@ def test_mixing_is_what_the_papers_say() -> None:
         recipe = replace(subject.recipe, mix=mix, precision="float32")
         for batch in batches(subject.data, recipe, 0, train=True):
             draws = {name: torch.as_tensor(rows) for name, rows in batch.draws.items()}
-            n, partner = len(batch.labels), batch.draws["partner"]
+            n, partner = len(batch.labels), batch.facts.partner
             assert sorted(partner) == list(range(n))
             # Images that are all zeros or all ones tell how much of which they hold.
             own = torch.zeros(n, 1, 32, 32, dtype=torch.float64)
             own[0] = 1
-            mixed = torch_impl.preprocess.mix(own, draws).mean((1, 2, 3)).numpy()
+            whom = torch.as_tensor(partner)
+            mixed = torch_impl.preprocess.mix(own, draws, whom).mean((1, 2, 3)).numpy()
             share = batch.draws["share"]
             expected = np.where(np.arange(n) == 0, share, np.where(partner == 0, 1 - share, 0))
             np.testing.assert_allclose(mixed, expected, atol=1e-12)
             targets = torch_impl.preprocess.soft_targets(
-                torch.from_numpy(batch.labels).long(), draws, 10, torch.float64
+                torch.from_numpy(batch.labels).long(), draws, whom, 10, torch.float64
             )
             np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-12)
             rows = np.arange(n)

@@ -59,7 +59,7 @@ both = pytest.mark.parametrize("framework", FRAMEWORKS)
 
 def start(size: int, *words: str) -> subprocess.Popen[str]:
     """Start a module in several processes."""
-    command = [sys.executable, "-m", "common.launch", "--processes", str(size), "--", *words]
+    command = [sys.executable, "-m", "common.commands.launch", "--processes", str(size), "--", *words]
     environment = os.environ | ENVIRONMENT
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -246,15 +246,15 @@ class TestRows:
                 cut = [(part.images[:k], part.labels[:k]) for part, k in zip(slices, lengths, strict=True)]
                 assert np.array_equal(np.concatenate([images for images, _ in cut])[:n], batch.images)
                 assert np.array_equal(np.concatenate([labels for _, labels in cut])[:n], batch.labels)
-                for name in batch.draws.keys() - {"partner"}:
+                for name in batch.draws:
                     rows = [part.draws[name][:k] for part, k in zip(slices, lengths, strict=True)]
                     assert np.array_equal(np.concatenate(rows)[:n], batch.draws[name]), name
                 every = np.concatenate([images for images, _ in cut])
-                partners = [(every if even else part.images)[part.draws["partner"]] for part in slices]
-                assert np.array_equal(np.concatenate(partners)[:n], batch.images[batch.draws["partner"]])
+                partners = [(every if even else part.images)[part.facts.partner] for part in slices]
+                assert np.array_equal(np.concatenate(partners)[:n], batch.images[batch.facts.partner])
                 assert {part.count for part in slices} == {n}
                 if even and n % size:
-                    real = np.concatenate([part.draws["real"] for part in slices])
+                    real = np.concatenate([part.facts.real for part in slices])
                     assert real.tolist() == [place < n for place in range(len(real))]
                 assert sum(len(part.images) for part in slices) <= n + size
 
@@ -286,7 +286,16 @@ def test_torchrun_and_two_hosts_are_the_same(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     subprocess.run([*torchrun, *words, str(tmp_path / "torchrun")], env=os.environ | ENVIRONMENT, check=True)
     port = Launch().environments()[0]["MASTER_PORT"]
-    launcher = [sys.executable, "-m", "common.launch", "--hosts", "2", "--address", f"localhost:{port}", "--host"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "common.commands.launch",
+        "--hosts",
+        "2",
+        "--address",
+        f"localhost:{port}",
+        "--host",
+    ]
     hosts = [
         subprocess.Popen([*launcher, host, "--", *words, str(tmp_path / "hosts")], env=os.environ | ENVIRONMENT)
         for host in "01"

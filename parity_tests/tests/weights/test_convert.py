@@ -12,16 +12,20 @@ import numpy as np
 import pytest
 import torch
 
+import flax_impl
+import flax_impl.optim
 import torch_impl
+import torch_impl.optim
 from common.arch.spec import Arch
 from common.arch.zoo import ARCHS
 from common.errors import UserError
 from common.weights import exchange
 from flax_impl import convert
+from flax_impl import weights as flax_weights
 from flax_impl.model import build
 from parity_tests.material import narrow
 from parity_tests.sides import make_pair
-from torch_impl import weights
+from torch_impl import pth, weights
 
 SMALL = narrow(ARCHS["alexnet_bn"].adapt(height=63, width=63, classes=5))
 
@@ -97,7 +101,7 @@ def test_optimizer_state_travels(name: Literal["sgd", "adam", "adamw"]) -> None:
     from common.recipes.spec import Optimizer
     from parity.compare import Bounds, compare_run
     from parity_tests.material import first_batches
-    from parity_tests.mutants import subjects
+    from parity_tests.subjects import subjects
 
     subject = subjects()["batch norm"]
     recipe = replace(subject.recipe, optimizer=Optimizer(name=name, lr=1e-3, momentum=0.9 * (name == "sgd")))
@@ -105,16 +109,16 @@ def test_optimizer_state_travels(name: Literal["sgd", "adam", "adamw"]) -> None:
     batches = list(first_batches(subject.data, recipe, 6))
     for batch in batches[:2]:
         left.step(batch)
-    memory = weights.optimizer_state(left.state.optimizer, left.state.model)
+    memory = torch_impl.optim.optimizer_state(left.state.optimizer, left.state.model)
     variables = jax.tree.map(jnp.asarray, convert.from_torch(left.state.model.state_dict(), subject.arch))
     state = right.state
-    opt_state = convert.optimizer_from_torch(exchange.OptimizerState(2, memory.slots), state.opt_state, subject.arch)
+    opt_state = flax_impl.optim.load_optimizer(exchange.OptimizerState(2, memory.slots), state.opt_state, subject.arch)
     right.state = state.replace(step=2, opt_state=opt_state, **variables)
     compare_run(left, right, batches[2:4], batches[2:4], Bounds(1e-9))
     third, _ = make_pair(recipe, subject.arch, 4)
-    weights.fill(third.state.model, convert.to_torch(right.state.variables, subject.arch))
-    back = convert.optimizer_to_torch(right.state.opt_state, subject.arch)
-    weights.load_optimizer(back, third.state.optimizer, third.state.model)
+    pth.fill(third.state.model, convert.to_torch(right.state.variables, subject.arch))
+    back = flax_impl.optim.optimizer_state(right.state.opt_state, subject.arch)
+    torch_impl.optim.load_optimizer(back, third.state.optimizer, third.state.model)
     third.state.schedule.load_state_dict(left.state.schedule.state_dict())
     third.state.optimizer.param_groups[0]["lr"] = left.state.optimizer.param_groups[0]["lr"]
     third.state.step = 4
@@ -124,14 +128,14 @@ def test_optimizer_state_travels(name: Literal["sgd", "adam", "adamw"]) -> None:
 def test_optimizer_state_of_another_optimizer_is_refused() -> None:
     from dataclasses import replace
 
-    from parity_tests.mutants import subjects
+    from parity_tests.subjects import subjects
 
     subject = subjects()["adam"]
     recipe = replace(subject.recipe, precision="float32")
     _, right = make_pair(recipe, subject.arch, 4)
     slots = {"momentum_buffer": _state(subject.arch)}
     with pytest.raises(UserError, match=r"exp_avg/conv1\.conv\.weight.* is missing"):
-        convert.optimizer_from_torch(exchange.OptimizerState(1, slots), right.state.opt_state, subject.arch)
+        flax_impl.optim.load_optimizer(exchange.OptimizerState(1, slots), right.state.opt_state, subject.arch)
 
 
 def _without(state: Any) -> Any:
@@ -188,7 +192,7 @@ def _load(side: str, fault: str, state: Any, model: torch.nn.Module, file: Path)
     else:
         exchange.write(file, state, SMALL)
         if side == "safetensors to Flax":
-            convert.load(file, SMALL)
+            flax_weights.load(file, SMALL)
         else:
             weights.load(file, model, SMALL)
 
@@ -248,7 +252,7 @@ def test_names_are_texts_and_wrappers_are_explained() -> None:
 
 
 LOADERS = {
-    "flax": lambda path: convert.load(path, SMALL),
+    "flax": lambda path: flax_weights.load(path, SMALL),
     "torch": lambda path: weights.load(path, torch_impl.build(SMALL), SMALL),
 }
 
@@ -268,7 +272,7 @@ def test_a_truncated_file_is_refused(cut: int, tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     exchange.write(file, _state(SMALL), SMALL)
     file.write_bytes(file.read_bytes()[:cut])
-    for load in (lambda: convert.load(file, SMALL), lambda: weights.load(file, torch_impl.build(SMALL), SMALL)):
+    for load in (lambda: flax_weights.load(file, SMALL), lambda: weights.load(file, torch_impl.build(SMALL), SMALL)):
         with pytest.raises(UserError, match=r"model\.safetensors is not a readable"):
             load()
 
@@ -282,7 +286,7 @@ def test_a_pickle_with_code_in_it_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Trap()))
     for name in ("trap.pth", "plain.pth"):
         with pytest.raises(UserError, match=name):
-            weights.read_pth(tmp_path / name)
+            pth.read_pth(tmp_path / name)
     assert not (tmp_path / "sprung").exists()
 
 
@@ -299,13 +303,13 @@ def test_a_pickle_with_code_in_it_is_not_run(tmp_path: Path) -> None:
 def test_a_foreign_pth_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "foreign.pth").write_bytes(content)
     with pytest.raises(UserError, match=rf"foreign\.pth.*{message}"):
-        weights.read_pth(tmp_path / "foreign.pth")
+        pth.read_pth(tmp_path / "foreign.pth")
 
 
 def test_a_checkpoint_around_a_state_dict_is_explained(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "state_dict": {"fc8.bias": torch.zeros(2)}}, tmp_path / "wrapped.pth")
     with pytest.raises(UserError, match=r"epoch, state_dict is no tensor\. Save that alone: 'state_dict'"):
-        weights.read_pth(tmp_path / "wrapped.pth")
+        pth.read_pth(tmp_path / "wrapped.pth")
 
 
 def test_a_pth_under_the_other_suffix_is_explained(tmp_path: Path) -> None:
@@ -330,7 +334,7 @@ def test_a_file_says_what_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert exchange.read_arch(exchange.read(made)[1], "made") == SMALL
 
 
-@pytest.mark.parametrize("main", [weights.main, convert.main])
+@pytest.mark.parametrize("main", [weights.main, flax_weights.main])
 def test_a_destination_is_checked_first(main: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = tmp_path / "given.safetensors"
     exchange.write(given, _state(SMALL), SMALL)
@@ -358,7 +362,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 def test_flax_points_to_the_command_for_pth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"python -m torch_impl\.weights .*given\.pth"):
-        _command(monkeypatch, convert.main, tmp_path / "given.pth", tmp_path / "made.safetensors")
+        _command(monkeypatch, flax_weights.main, tmp_path / "given.pth", tmp_path / "made.safetensors")
 
 
 def test_pth_to_safetensors_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,7 +372,7 @@ def test_pth_to_safetensors_on_the_command_line(tmp_path: Path, monkeypatch: pyt
     torch.save(state, tmp_path / "given.pth")
     _command(monkeypatch, weights.main, tmp_path / "given.pth", tmp_path / "made.safetensors")
     arch = ARCHS["alexnet"].adapt(classes=3)
-    loaded = convert.load(tmp_path / "made.safetensors", arch)
+    loaded = flax_weights.load(tmp_path / "made.safetensors", arch)
     np.testing.assert_array_equal(loaded["params"]["fc8"]["bias"], state["classifier.6.bias"].numpy())
     assert exchange.read_arch(exchange.read(tmp_path / "made.safetensors")[1], "made") == arch
 
@@ -385,7 +389,7 @@ def test_real_weights_fit(tmp_path: Path) -> None:
     fresh = weights.load_partial(Path(given), model, arch)
     assert fresh == ("fc6", "fc7", "fc8")
     variables = convert.from_torch(model.state_dict(), arch)
-    other, fresh = convert.load_partial(Path(given), convert.from_torch(_state(arch), arch), arch)
+    other, fresh = flax_weights.load_partial(Path(given), convert.from_torch(_state(arch), arch), arch)
     assert fresh == ("fc6", "fc7", "fc8")
     jax.tree.map(
         np.testing.assert_array_equal,

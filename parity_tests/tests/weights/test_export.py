@@ -19,8 +19,10 @@ import pytest
 import flax_impl.checkpoint
 import flax_impl.export
 import flax_impl.model
+import flax_impl.weights
 import torch_impl.checkpoint
 import torch_impl.export
+import torch_impl.weights
 from common.arch.spec import Arch, BatchNorm, MaxPool
 from common.arch.zoo import ARCHS
 from common.commands.export import run_export
@@ -32,10 +34,10 @@ from common.runs.manifest import write_manifest
 from common.runs.progress import Progress
 from common.weights import exchange
 from common.weights import export as exports
-from flax_impl import convert
+from common.weights.network import result_at
 from parity_tests.material import narrow
+from parity_tests.results import ROOT
 
-ROOT = Path(__file__).parents[1]
 ONNX_PYTHON = ROOT / ".venv-onnx" / "bin" / "python"
 
 MODULES: dict[Framework, Any] = {"torch": torch_impl.export, "flax": flax_impl.export}
@@ -145,9 +147,9 @@ def expected(framework: Framework, path: Path, arch: Arch) -> dict[str, np.ndarr
     """The logits of the source, in its own framework, for `batches`."""
     run: exports.Predict
     if framework == "torch":
-        model = torch_impl.checkpoint.load_model(path, arch).eval()
+        model = torch_impl.weights.load_model(path, arch).eval()
         return {name: torch_impl.export.logits(model, nchw(images)) for name, images in batches(arch).items()}
-    run = partial(flax_impl.export.logits, flax_impl.model.build(arch), convert.load(path, arch))
+    run = partial(flax_impl.export.logits, flax_impl.model.build(arch), flax_impl.weights.load(path, arch))
     return {name: run(images) for name, images in batches(arch).items()}
 
 
@@ -176,7 +178,7 @@ def worst(got: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> float:
 def test_every_architecture_is_exported(name: str, suffix: str, tmp_path: Path) -> None:
     framework, arch = SUFFIXES[suffix], NETWORKS[name]
     kind = exports.pick_format(Path("file" + suffix), None, MODULES[framework].FORMATS)
-    source = exports.open_source(saved(tmp_path, arch), framework)
+    source = result_at(saved(tmp_path, arch), framework, "export")
     assert source.arch == arch
     assert MODULES[framework].export(source, tmp_path / f"file{suffix}", kind) <= exports.TOLERANCE
 
@@ -444,8 +446,8 @@ def _checkpoint(run: RunFolder, framework: Framework, arch: Arch) -> Path:
     import jax
     import torch
 
-    from flax_impl.train import init_state as flax_state
-    from torch_impl.train import init_state as torch_state
+    from flax_impl.state import init_state as flax_state
+    from torch_impl.state import init_state as torch_state
 
     path, progress = run.checkpoint(1, framework), Progress.start(run.recipe, arch)
     if framework == "torch":

@@ -122,8 +122,9 @@ def optimizer_state(opt_state: Any, arch: Arch) -> exchange.OptimizerState:
     """optax's state of `build_optimizer` -> PyTorch's slots, by our names in PyTorch's layout."""
     slots: dict[str, dict[tuple[str, ...], Any]] = {}
     clocks: dict[bool, int] = {}
+    names = _names(opt_state)
     for path, leaf in _leaves(opt_state):
-        slot, place = _slot(path)
+        slot, place = _slot(path, names)
         if slot:
             slots.setdefault(slot, {})[("params", *place)] = leaf
         elif path[-1] == "count":
@@ -131,9 +132,9 @@ def optimizer_state(opt_state: Any, arch: Arch) -> exchange.OptimizerState:
     step = clocks.get(False, 0)
     memory = {slot: convert.named(unflatten_dict(rows), arch) for slot, rows in slots.items()}
     frozen = step - clocks.get(True, step)
-    late = [place for path, _ in _leaves(opt_state) if "backbone" in path for place in [_slot(path)[1]] if place]
-    names = {convert.flax_path(name)[1:]: name for name in exchange.shapes(arch)}
-    return exchange.OptimizerState(step, memory, {names[place]: frozen for place in late} if frozen else {})
+    late = [place for path, _ in _leaves(opt_state) if "backbone" in path for place in [_slot(path, names)[1]] if place]
+    parameters = {convert.flax_path(name)[1:]: name for name in exchange.shapes(arch)}
+    return exchange.OptimizerState(step, memory, {parameters[place]: frozen for place in late} if frozen else {})
 
 
 def load_optimizer(state: exchange.OptimizerState, opt_state: Any, arch: Arch) -> Any:
@@ -150,13 +151,14 @@ def load_optimizer(state: exchange.OptimizerState, opt_state: Any, arch: Arch) -
         for name, array in tensors.items()
     }
     frozen = max(state.frozen.values(), default=0)
+    names = _names(opt_state)
 
-    def fill(path: Any, old: Any) -> Any:
-        names = tuple(_key(key) for key in path)
-        slot, place = _slot(names)
+    def fill(keys: Any, old: Any) -> Any:
+        path = tuple(_key(key) for key in keys)
+        slot, place = _slot(path, names)
         if slot:
             return values[slot, place]
-        behind = frozen if "backbone" in names and names[-1] == "count" else 0
+        behind = frozen if "backbone" in path and path[-1] == "count" else 0
         return jnp.asarray(state.step - behind, old.dtype)
 
     return jax.tree_util.tree_map_with_path(fill, opt_state)
@@ -171,10 +173,16 @@ def _key(key: Any) -> str:
     return str(next(getattr(key, kind) for kind in ("name", "key", "idx") if hasattr(key, kind)))
 
 
-def _slot(path: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+def _names(opt_state: Any) -> dict[str, str]:
+    """optax's names of the slots in a state, and PyTorch's: those of the optimizer that has them all and no others."""
+    kinds = [{theirs: ours for ours, theirs in kind.slots.items()} for kind in OPTIMIZERS.values()]
+    held = {name for path, _ in _leaves(opt_state) for name in path if any(name in kind for kind in kinds)}
+    return next((kind for kind in kinds if kind.keys() == held), {})
+
+
+def _slot(path: tuple[str, ...], names: dict[str, str]) -> tuple[str, tuple[str, ...]]:
     """PyTorch's name of the slot that a leaf of optax's state belongs to, and its parameter's path; empty if none."""
-    for kind in OPTIMIZERS.values():
-        for ours, theirs in kind.slots.items():
-            if theirs in path:
-                return ours, path[path.index(theirs) + 1 :]
+    for theirs, ours in names.items():
+        if theirs in path:
+            return ours, path[path.index(theirs) + 1 :]
     return "", ()

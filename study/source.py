@@ -18,7 +18,7 @@ from common.errors import UserError
 from common.frameworks import FRAMEWORKS
 from parity_tests.results import ROOT
 
-TITLES = {name: about.title for name, about in FRAMEWORKS.items()}
+TITLES: dict[str, str] = {name: about.title for name, about in FRAMEWORKS.items()}
 MODELS = {"AlexNet": ARCHS["alexnet"], "LeNet": ARCHS["lenet"]}
 DEFINITION = {"torch": "__init__", "flax": "setup"}
 FORWARD = {"torch": "forward", "flax": "__call__"}
@@ -96,7 +96,7 @@ def model_pair(model: str, root: Path = ROOT) -> Pair:
     Raises:
         UserError: a layer is missing on one side, or a file cannot be parsed.
     """
-    files = {name: _file(root, name, "model") for name in FRAMEWORKS}
+    files = {name: _file(root, name, "model") for name in TITLES}
     layers = layers_of(model)
     parts = {name: _model_part(tree, name, model, layers) for name, (tree, _) in files.items()}
     for layer in layers:
@@ -117,7 +117,7 @@ def block_pair(root: Path = ROOT) -> Pair:
     Raises:
         UserError: it is missing on one side, or a file cannot be parsed.
     """
-    files = {name: _file(root, name, "model") for name in FRAMEWORKS}
+    files = {name: _file(root, name, "model") for name in TITLES}
     parts = {}
     for name, (tree, _) in files.items():
         block = _find(tree, "ConvBlock", f"{name}_impl/model.py")
@@ -133,7 +133,7 @@ def module_pair(module: str, root: Path = ROOT) -> Pair:
     Raises:
         UserError: a public name is missing on one side or in another place, or a file cannot be parsed.
     """
-    files = {name: _file(root, name, module) for name in FRAMEWORKS}
+    files = {name: _file(root, name, module) for name in TITLES}
     names = {name: [node.name for node in _functions(tree)] for name, (tree, _) in files.items()}
     for ours, theirs in (("torch", "flax"), ("flax", "torch")):
         for name in names[ours]:
@@ -240,7 +240,7 @@ def _pair(
         height = max(left_end - left, right_end - right)
         for name, start, end in (("torch", left, left_end), ("flax", right, right_end)):
             rows[name] += [*range(start, end), *[0] * (height - (end - start))]
-    left_pane, right_pane = (_pane(name, module, files[name][1], parts[name], rows[name]) for name in FRAMEWORKS)
+    left_pane, right_pane = (_pane(name, module, files[name][1], parts[name], rows[name]) for name in TITLES)
     return Pair(title, (left_pane, right_pane), tuple(groups))
 
 

@@ -24,7 +24,6 @@ class Stream(IntEnum):
     FLIP = 3
     PCA = 4
     RESIZED_CROP = 5
-    INIT = 6
     JITTER = 7
     MIX = 8
 

@@ -235,11 +235,6 @@ class Recipe:
         return "float64" if self.precision == "float64" else "float32"
 
     @property
-    def mixed_precision(self) -> bool:
-        """Whether the layers compute in less than the parameters' dtype."""
-        return self.precision in ("bfloat16", "float16")
-
-    @property
     def mixes(self) -> bool:
         """Whether pairs of training examples are mixed."""
         return bool(self.mix.mixup or self.mix.cutmix)
@@ -287,10 +282,11 @@ class Recipe:
             ("loss_scale.growth", self.loss_scale.growth, self.loss_scale.growth >= 1, "at least 1"),
             ("loss_scale.backoff", self.loss_scale.backoff, 0 < self.loss_scale.backoff < 1, "between 0 and 1"),
             ("loss_scale.interval", self.loss_scale.interval, self.loss_scale.interval >= 1, "at least 1"),
-            ("preprocess.brightness", self.preprocess.brightness, self.preprocess.brightness >= 0, "at least 0"),
-            ("preprocess.contrast", self.preprocess.contrast, self.preprocess.contrast >= 0, "at least 0"),
-            ("preprocess.saturation", self.preprocess.saturation, self.preprocess.saturation >= 0, "at least 0"),
-            ("preprocess.pad", self.preprocess.pad, self.preprocess.pad >= 0, "at least 0"),
+            *(
+                (f"preprocess.{name}", value, value >= 0, "at least 0")
+                for name, value in vars(self.preprocess).items()
+                if isinstance(value, int | float)
+            ),
             ("preprocess.std", self.preprocess.std, all(s > 0 for s in self.preprocess.std), "positive"),
         )
         for name, value, holds, must in rules:

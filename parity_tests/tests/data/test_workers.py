@@ -21,7 +21,6 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
-from sklearn.datasets import load_sample_images
 
 from common.data import draws, workers
 from common.data.batch import Batch
@@ -39,11 +38,18 @@ TINY = Preprocess(host_resize=28, random_resized_crop=True, crop=24, flip=True)
 RECIPE = replace(get_recipe("imagenet"), batch_size=4, preprocess=TINY)
 
 
+def sample_images() -> list[np.ndarray]:
+    from sklearn.datasets import load_sample_images  # takes two seconds, and each worker imports this module
+
+    images: list[np.ndarray] = load_sample_images().images
+    return images
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photographs of differing sizes in two classes, with names that a file system may hold."""
     root = tmp_path_factory.mktemp("photographs")
-    china, flower = map(Image.fromarray, load_sample_images().images)
+    china, flower = map(Image.fromarray, sample_images())
     for split in ("train", "test"):
         for i in range(COUNT):
             file = root / split / ("a class", "ß")[i % 2] / f"{i}\n{'é' * (i % 3)}.{('jpeg', 'PNG')[i % 5 == 0]}"
@@ -202,6 +208,17 @@ def test_workers_end_with_the_iterator() -> None:
     assert all(map(is_gone, seen))
 
 
+def slow(step: int) -> int:
+    time.sleep(600 * min(step, 1))
+    return os.getpid()
+
+
+def test_a_worker_ends_amid_a_step_with_the_iterator() -> None:
+    with closing(workers.read(slow, range(9), 1)) as results:  # type: ignore[type-var]
+        seen = next(results)
+    assert is_gone(seen)
+
+
 def test_workers_are_deaf_to_signals_from_their_start() -> None:
     """A terminal's Ctrl-C reaches them while they import, too; this process hears it as before."""
     with closing(workers.read(process_id, range(100), 2)) as results:  # type: ignore[type-var]
@@ -258,24 +275,24 @@ def arrays(step: int) -> dict[str, np.ndarray]:
     }
 
 
-def memory_files() -> int:
-    """Mapped files that lie in memory without a name."""
-    return Path("/proc/self/maps").read_text().count("/memfd:batch")
+def memory_files() -> tuple[int, int]:
+    """Files in memory that this process has mapped, and that it has open."""
+    found = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    return Path("/proc/self/maps").read_text().count("/memfd:batch"), sum("/memfd:batch" in name for name in found)
 
 
 def test_arrays_arrive_whole_and_each_is_freed_by_itself() -> None:
-    gc.collect()
-    before = memory_files()
     for step, result in enumerate(workers.read(arrays, range(7), 2)):
         for name, array in arrays(step).items():
             np.testing.assert_array_equal(result[name], array, strict=True)
             assert result[name].flags.writeable == array.flags.writeable
-    assert memory_files() - before == 5  # the large ones of the last
+    gc.collect()
+    assert memory_files() == (5, 5)  # the large ones of the last
     kept = result.pop("small"), result.pop("other")
     del result, array
-    assert memory_files() - before == 1
+    assert memory_files() == (1, 1)
     del kept
-    assert memory_files() == before
+    assert memory_files() == (0, 0)
 
 
 def wrong(step: int) -> int:
@@ -346,8 +363,8 @@ def test_no_worker_is_left_behind(folder: Path, tmp_path: Path, how: str) -> Non
     else:
         process.send_signal(signal.SIGINT if how == "interrupted alone" else signal.SIGKILL)
     _, error = process.communicate(timeout=120)
-    if how != "killed":
-        assert (process.returncode, error.strip()) == (130, "interrupted")
+    expected = (-signal.SIGKILL, "") if how == "killed" else (130, "interrupted")
+    assert (process.returncode, error.strip()) == expected
     _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive
 
@@ -355,7 +372,7 @@ def test_no_worker_is_left_behind(folder: Path, tmp_path: Path, how: str) -> Non
 def test_a_large_jpeg_is_decoded_small(tmp_path: Path) -> None:
     """At a half, a quarter or an eighth, as long as the box has pixels to spare; hardly another picture."""
     file = tmp_path / "large.jpeg"
-    Image.fromarray(load_sample_images().images[0]).resize((1601, 1067)).save(file, quality=90)
+    Image.fromarray(sample_images()[0]).resize((1601, 1067)).save(file, quality=90)
     rng = np.random.default_rng(0)
     sizes, largest = set(), 0.0
     for _ in range(20):

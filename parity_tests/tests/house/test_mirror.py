@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -258,7 +259,7 @@ LESSON = [("train", "train_step"), ("train", "backward"), ("train", "update"), (
 BEGINNING = [("state", "init_state"), ("state", "freeze"), ("engine", "Engine"), ("accumulate", "accumulate")]
 
 
-def numbers(node: ast.AST) -> list[complex]:
+def numbers(node: ast.AST) -> list[Any]:
     """Constants but 0 and 1, which are axes, counts and first elements."""
     found = [constant.value for constant in ast.walk(node) if isinstance(constant, ast.Constant)]
     return [n for n in found if type(n) in (int, float, complex) and (isinstance(n, float) or n not in (0, 1))]
@@ -361,7 +362,7 @@ def imports(files: dict[str, str]) -> dict[str, set[str]]:
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:
-    """The modules of a circle of imports and those above it, or none: what imports nothing that is left is taken away."""
+    """The modules of a circle and those above it, or none: what imports nothing that is left is taken away."""
     left = {name: set(taken) for name, taken in graph.items()}
     while done := [name for name, taken in left.items() if not taken & left.keys()]:
         for name in done:

@@ -1,6 +1,6 @@
 """What each part of AlexNet is worth: the same recipe with one thing changed, several seeds, both frameworks.
 
-`python benchmarks/ablation.py digits --seeds 0 1 2` trains every row one after the other and writes
+`python -m benchmarks.ablation digits --seeds 0 1 2` trains every row one after the other and writes
 benchmarks/results/ablation-RECIPE.json and .md after each run, so that an interrupted table keeps what it has.
 """
 

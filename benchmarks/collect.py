@@ -1,4 +1,4 @@
-"""Gather finished runs into one result file: `python benchmarks/collect.py NAME RUN [RUN ...]`.
+"""Gather finished runs into one result file: `python -m benchmarks.collect NAME RUN [RUN ...]`.
 
 Everything is read from the run folders, so a figure in the README can be traced to the run that gave it.
 """

@@ -1,6 +1,6 @@
 """What the shared dropout costs: its share of a training step of `alexnet`, in one run, on this machine.
 
-`python benchmarks/dropout.py` writes benchmarks/results/dropout-DEVICE.json.
+`python -m benchmarks.dropout` writes benchmarks/results/dropout-DEVICE.json.
 """
 
 from __future__ import annotations

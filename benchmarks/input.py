@@ -1,6 +1,6 @@
 """Photographs read from disk: throughput per core beside torchvision's, and memory as the data grows.
 
-`python benchmarks/input.py` writes benchmarks/results/input-cpu.json. It makes its photographs itself, at ImageNet's
+`python -m benchmarks.input` writes benchmarks/results/input-cpu.json. It makes its photographs itself, at ImageNet's
 usual size and at a telephone's, from the two that scikit-learn carries; the page cache then holds them.
 """
 

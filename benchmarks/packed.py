@@ -30,7 +30,7 @@ def pack(name: str) -> Path:
     """Write both splits of a dataset whose images have one size.
 
     Raises:
-        UserError: as `common.datasets.load`.
+        UserError: as `common.data.load.load_dataset`.
     """
     from common.data import tfds as tfds_data
 
@@ -51,7 +51,7 @@ def pack(name: str) -> Path:
 
 
 def load(name: str) -> tuple[Dataset, Dataset]:
-    """The training and the test split: from the packed file if there is one, else as `common.datasets.load`.
+    """The training and the test split: from the packed file if there is one, else as `common.data.load.load_dataset`.
 
     Raises:
         UserError: there is neither.

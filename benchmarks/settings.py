@@ -19,7 +19,7 @@ class Contestant:
         loop: `torch` and `flax` are this project's; `plain_torch` is torchvision's `alexnet` (or the same layers for
             small images) trained on one fixed tensor, `plain_flax` a jitted step on one fixed tensor, `tutorial` a
             DataLoader with transforms of each image on the host.
-        arch: a name of `common.arch.ARCHS`.
+        arch: a name of `common.arch.zoo.ARCHS`.
         batch: examples in a step.
         precision: `tf32` is float32 whose products are rounded to TF32 on the way in (GPU only).
         side: of the input in pixels, if not the architecture's; needs an adaptive pool.

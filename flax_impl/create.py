@@ -18,9 +18,9 @@ def create(
     """A named network and its variables, ready for `model.apply(variables, images, train=False)`.
 
     Args:
-        name: a key of `common.arch.ARCHS`.
+        name: a key of `common.arch.zoo.ARCHS`.
         num_classes: logits, if other than the architecture's own.
-        init: a key of `common.initializers.INITS`, drawn with `seed`.
+        init: a key of `common.arch.initializers.INITS`, drawn with `seed`.
         pretrained: load torchvision's ImageNet weights (`alexnet` only), from the file that `make weights` writes
             or from the one named. With another number of classes the last layer stays fresh.
 

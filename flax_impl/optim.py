@@ -44,7 +44,7 @@ def build_optimizer(
         spec: the recipe's.
         rate: at each step.
         is_head: whether a layer is trained at the full rate; None: every one is.
-        backbone_lr: see `common.recipes.FineTune`.
+        backbone_lr: see `common.recipes.spec.FineTune`.
         freeze_steps: for so many steps the backbone's memory stays empty, and its own clock at 0.
     """
     direction = _direction(spec)

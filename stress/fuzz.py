@@ -1,6 +1,6 @@
 """Damage files of every kind that the project reads, and open them: each must be refused in a sentence, or be whole.
 
-`python -m parity_tests.fuzz [FILES]` damages 10,000 and files the counts under benchmarks/results/fuzz.json.
+`python -m stress.fuzz [FILES]` damages 10,000 and files the counts under benchmarks/results/fuzz.json.
 """
 
 from __future__ import annotations

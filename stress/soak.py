@@ -1,6 +1,6 @@
 """Train while being killed again and again, and compare with a run that nobody disturbs: the same bits, or an error.
 
-`python -m parity_tests.soak` takes half an hour and files what happened under benchmarks/results/soak-FRAMEWORK.json.
+`python -m stress.soak` takes half an hour and files what happened under benchmarks/results/soak-FRAMEWORK.json.
 """
 
 from __future__ import annotations
@@ -155,4 +155,4 @@ if __name__ == "__main__":
 
         run_train(importlib.import_module(f"{sys.argv[2]}_impl.train").fit, sys.argv[3:])
     else:
-        tyro.cli(main, prog="python -m parity_tests.soak")
+        tyro.cli(main, prog="python -m stress.soak")

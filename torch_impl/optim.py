@@ -43,7 +43,7 @@ def build_optimizer(
         spec: the recipe's.
         head: parameters trained at the full rate.
         backbone: parameters trained at `backbone_lr` times it.
-        backbone_lr: see `common.recipes.FineTune`.
+        backbone_lr: see `common.recipes.spec.FineTune`.
     """
     groups = [
         {"params": [p for p in parameters if _is_decayed(p, spec) == decay], "lr": rate, "weight_decay": weight_decay}

@@ -18,7 +18,7 @@ def run_launch(arguments: Sequence[str] | None = None) -> None:
     cut = words.index("--") if "--" in words else len(words)
 
     def run() -> None:
-        launch = tyro.cli(Launch, args=words[:cut], prog="python -m common.launch")
+        launch = tyro.cli(Launch, args=words[:cut], prog="python -m common.commands.launch")
         launch.check()
         if not words[cut + 1 :]:
             raise UserError("Name the module to run after --, for example: --processes 2 -- flax_impl.train digits")

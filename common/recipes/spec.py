@@ -191,9 +191,9 @@ class Recipe:
 
     Attributes:
         name: its key in `RECIPES`.
-        dataset: a name of `common.datasets.DATASETS` or "folder:PATH".
-        arch: a name of `common.arch.ARCHS`, adapted to the dataset's channels and classes.
-        init: a name of `common.initializers.INITS`.
+        dataset: a name of `common.data.spec.DATASETS` or "folder:PATH".
+        arch: a name of `common.arch.zoo.ARCHS`, adapted to the dataset's channels and classes.
+        init: a name of `common.arch.initializers.INITS`.
         epochs: passes over the training split.
         batch_size: examples in one optimizer step; the last batch of an epoch may be smaller.
         optimizer, schedule, preprocess, mix, loss_scale: see their classes.

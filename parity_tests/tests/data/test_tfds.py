@@ -210,7 +210,7 @@ def test_missing_data_without_network(name: str, tmp_path: Path, monkeypatch: py
         text = str(caught.value)
         assert f"{name} is not in {tmp_path}" in text
         assert "no answer from" in text
-        assert f"python -m common.tfds_data {name} --data-dir {tmp_path}" in text
+        assert f"python -m common.commands.data {name} --data-dir {tmp_path}" in text
         assert "\n" not in text
     assert versions(tmp_path, name) == []
 
@@ -307,7 +307,7 @@ def test_prepared_data_that_cannot_be_used(
         tfds_data.load_arrays("cifar10", spec, tmp_path)
     assert str(folder) in str(caught.value)
     if fault in ("format", "shard", "info"):
-        assert f"python -m common.tfds_data cifar10 --data-dir {tmp_path}" in str(caught.value)
+        assert f"python -m common.commands.data cifar10 --data-dir {tmp_path}" in str(caught.value)
         with pytest.raises(UserError, match=expected):
             tfds_data.prepare("cifar10", tmp_path)
 

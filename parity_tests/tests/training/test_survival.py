@@ -500,7 +500,7 @@ def test_kills_from_outside(framework: Framework, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", fuzz.TARGETS)
 def test_damaged_files_are_refused_or_whole(kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """`python -m parity_tests.fuzz` does it to 10,000."""
+    """`python -m stress.fuzz` does it to 10,000."""
     folder = tmp_path_factory.mktemp("fuzz")
 
     @settings(max_examples=20, deadline=None, database=None)

@@ -25,3 +25,7 @@ def run_launch(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(launch.run(words[cut + 1 :]))
 
     guard(run)
+
+
+if __name__ == "__main__":
+    run_launch()

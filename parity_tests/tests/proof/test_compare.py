@@ -12,7 +12,7 @@ import pytest
 from parity.compare import Bounds, Mismatch, Trace, compare_run, compare_traces, measure
 from parity_tests.results import ROOT
 
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "parity.md"
 RNG = np.random.default_rng(0)
 VALUES = RNG.standard_normal((40, 50))
 
@@ -201,11 +201,11 @@ def test_a_decay_that_differs_is_named() -> None:
     assert "weight decay" in _difference(left, right).cause
 
 
-def test_the_example_of_the_readme() -> None:
+def test_the_example_in_the_docs() -> None:
     """It runs as printed, and a rate that differs is found and named as printed."""
-    text = README.read_text(encoding="utf-8").split("**A pair of your own**")[1]
-    code, said = text.split("```python")[1].split("```")[0], text.split("```")[3]
-    subprocess.run([sys.executable, "-c", code], cwd=README.parent, check=True)
+    text = PAGE.read_text(encoding="utf-8").split("## A pair of your own")[1]
+    code, said = (text.split(f"```{language}\n")[1].split("```")[0] for language in ("python", "text"))
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
     wrong = code.replace('("theirs", 0.1)', '("theirs", 0.1001)')
-    found = subprocess.run([sys.executable, "-c", wrong], cwd=README.parent, capture_output=True, text=True)
+    found = subprocess.run([sys.executable, "-c", wrong], cwd=ROOT, capture_output=True, text=True)
     assert " ".join(said.split()) in found.stderr

@@ -31,8 +31,6 @@ from common.data.pipeline import batches
 from common.errors import UserError
 from common.frameworks import Framework
 from common.recipes.zoo import RECIPES
-from common.scaling import Scaling
-from common.scaling import main as model
 from common.training.launch import Launch
 from common.world import ALONE, World
 from parity_tests.together import ACCUMULATION, FAULTS, SYNC_NORM, Trace, batch_norm, load, normalise, run, scenarios
@@ -432,26 +430,3 @@ def test_recipes_that_several_processes_do_not_train(arch: str, changes: dict[st
     ALONE.check(recipe, ARCHS[arch])
     with pytest.raises(UserError, match=message):
         World(1, 4).check(recipe, ARCHS[arch])
-
-
-def test_the_cost_of_adding_up() -> None:
-    """Against numbers worked out by hand for 61,100,840 parameters of 4 bytes."""
-    scaling = Scaling(step=0.1, bandwidth=1e9, latency=1e-4, buckets=5, overlap=0.5)
-    assert scaling.traffic(1) == 0
-    assert scaling.traffic(2) == 244_403_360
-    assert scaling.traffic(4) == pytest.approx(1.5 * 244_403_360)
-    assert scaling.all_reduce(4) == pytest.approx(0.36660504 + 2 * 3 * 5 * 1e-4)
-    assert scaling.seconds(4) == pytest.approx(0.1 + 0.36960504 - 0.05)
-    assert scaling.seconds(1) == 0.1
-    assert scaling.efficiency(4) == pytest.approx(0.1 / 0.41960504)
-    fast = replace(scaling, bandwidth=scaling.break_even(), latency=0.0)
-    assert fast.efficiency(1000) == 1.0
-    assert replace(fast, bandwidth=fast.bandwidth / 2).efficiency(1000) < 0.7
-    shares = [scaling.efficiency(processes) for processes in range(1, 50)]
-    assert all(later < earlier for earlier, later in pairwise(shares))
-
-
-def test_a_model_of_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        model(["--bandwidth", "0"])
-    assert "--bandwidth is 0.0; it must be above 0." in capsys.readouterr().err

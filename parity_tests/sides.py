@@ -210,10 +210,11 @@ def _flat_inputs(inputs: Any) -> dict[str, Any]:
 
 
 def _means(sums: Any) -> Tensors:
-    return {
-        "loss": np.asarray(sums["loss"]) / np.asarray(sums["count"]).astype(np.asarray(sums["loss"]).dtype),
-        "correct": np.asarray(sums["correct"]).astype(np.int64),
-    }
+    loss, correct, count = (
+        _numpy(sums[name]) if isinstance(sums[name], torch.Tensor) else np.asarray(sums[name])
+        for name in ("loss", "correct", "count")
+    )
+    return {"loss": loss / count.astype(loss.dtype), "correct": correct.astype(np.int64)}
 
 
 def _as_used(batch: dict[str, Any], recipe: Recipe) -> Tensors:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import platform
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from math import inf
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from common.errors import UserError
 from common.recipes.spec import Precision
@@ -34,6 +37,12 @@ def pick_device(name: str) -> torch.device:
 def memory(device: torch.device) -> float:
     """The device's, in bytes; a CPU's counts as infinite, for what is kept there is not copied."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else inf
+
+
+@cache
+def constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers on a device, made once: a GPU would be waited for each time that they are copied."""
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def compute_in(precision: Precision, device: torch.device) -> AbstractContextManager[None]:

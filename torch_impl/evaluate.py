@@ -15,7 +15,7 @@ from common.reports.evaluation import Watch
 from common.runs.scores import Scores
 from common.weights.network import Network
 from torch_impl import weights
-from torch_impl.device import compute_in, pick_device
+from torch_impl.device import compute_in, constant, pick_device
 from torch_impl.feed import Feed, Inputs, feeds
 from torch_impl.model import AlexNet, LeNet, build
 from torch_impl.preprocess import crop, preprocess
@@ -37,7 +37,7 @@ def ten_crop(images: Tensor, side: int, pad: int = 0) -> Tensor:
     height, width = (extent + 2 * pad - side for extent in images.shape[1:3])
     places = [(0, 0), (0, width), (height, 0), (height, width), (round(height / 2), round(width / 2))]
     crops = [
-        crop(view, torch.tensor(place, device=images.device).expand(len(images), 2), pad, side)
+        crop(view, constant(place, torch.int64, images.device).expand(len(images), 2), pad, side)
         for view in (images, images.flip(2))
         for place in places
     ]
@@ -82,7 +82,7 @@ def eval_step(model: AlexNet | LeNet, inputs: Inputs, recipe: Recipe, *, ten: bo
         "loss": F.nll_loss(scores, inputs.labels, reduction="sum"),
         "top1": guesses[:, 0].sum(),
         "top5": guesses.sum(),
-        "count": torch.tensor(len(scores)),
+        "count": guesses.new_full((), len(scores), dtype=torch.int64),
         "log_probabilities": scores,
     }
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.recipes.spec import IMAGENET_PCA, Preprocess
+from torch_impl.device import constant
 
 
 def preprocess(images: Tensor, draws: dict[str, Tensor], spec: Preprocess, dtype: torch.dtype) -> Tensor:
@@ -34,10 +35,10 @@ def preprocess(images: Tensor, draws: dict[str, Tensor], spec: Preprocess, dtype
     if "jitter" in draws:
         x = jitter(x, draws["jitter"].to(dtype))
     if "pca" in draws:
-        noise = draws["pca"].to(dtype) * spec.pca_std @ torch.as_tensor(IMAGENET_PCA, dtype=dtype, device=x.device)
+        noise = draws["pca"].to(dtype) * spec.pca_std @ constant(IMAGENET_PCA, dtype, x.device)
         x = x + noise[:, :, None, None]
-    mean = torch.tensor(spec.mean, dtype=dtype, device=x.device)[:, None, None]
-    std = torch.tensor(spec.std, dtype=dtype, device=x.device)[:, None, None]
+    mean = constant(spec.mean, dtype, x.device)[:, None, None]
+    std = constant(spec.std, dtype, x.device)[:, None, None]
     return x.sub_(mean).div_(std)
 
 

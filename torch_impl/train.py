@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -50,7 +49,7 @@ def train_step(state: TrainState, inputs: Inputs, first: int = 0, count: int | N
     loss, logits = accumulate(backward, state, x, targets, first, len(x) if count is None else count)
     update(state)
     correct = (logits.argmax(1) == labels[: len(x)]).sum()
-    return {"loss": loss, "correct": correct, "count": torch.tensor(len(x))}
+    return {"loss": loss, "correct": correct, "count": correct.new_full((), len(x))}
 
 
 def backward(state: TrainState, x: Tensor, targets: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -219,6 +219,15 @@ def test_a_worker_ends_amid_a_step_with_the_iterator() -> None:
     assert is_gone(seen)
 
 
+def test_no_worker_is_without_a_step() -> None:
+    before = {child.pid for child in psutil.Process().children()}
+    with closing(workers.read(process_id, range(2), 9)) as results:  # type: ignore[type-var]
+        seen = next(results)
+        started = {child.pid for child in psutil.Process().children()} - before
+    assert len(started) == 2
+    assert seen in started
+
+
 def test_workers_are_deaf_to_signals_from_their_start() -> None:
     """A terminal's Ctrl-C reaches them while they import, too; this process hears it as before."""
     with closing(workers.read(process_id, range(100), 2)) as results:  # type: ignore[type-var]

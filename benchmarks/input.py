@@ -169,7 +169,7 @@ def main() -> None:
         "batch": BATCH,
         "memory": growth(),
         "throughput": {name: throughput(size, count) for name, (size, count) in SETS.items()},
-        "versions": package_versions(("grain", "pillow", "simplejpeg")),
+        "versions": package_versions(("pillow", "simplejpeg")),
     }
     path = RESULTS / "input-cpu.json"
     write_json(path, result)

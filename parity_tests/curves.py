@@ -19,8 +19,11 @@ from parity_tests.sides import make_pair
 from torch_impl import feed as torch_feed
 from torch_impl.device import describe, pick_device
 
-# Adam divides by the root of a mean square: where gradients are nearly zero it amplifies their rounding.
-BOUNDS = {"sgd": Bounds(1e-11), "adam": Bounds(1e-9), "adamw": Bounds(1e-9)}
+
+def bounds_for(optimizer: str) -> Bounds:
+    """What a run may part by. All but SGD divide by a root of squares: where gradients are nearly zero that amplifies
+    their rounding."""
+    return Bounds(1e-11 if optimizer == "sgd" else 1e-9)
 
 
 # The narrow runs' batch, and the largest one whose rate they keep. cifar10_fast's 0.1 is for 512 examples: on 16,
@@ -33,7 +36,7 @@ def narrow_run(name: str, steps: int, device: str = "cpu") -> Report:
     """A recipe with everything on, on a network eight times narrower, over three epochs with a ragged last batch.
 
     Raises:
-        Mismatch: a tensor of a step differs by more than `BOUNDS`.
+        Mismatch: a tensor of a step differs by more than `bounds_for` allows.
     """
     recipe = replace(RECIPES[name], precision="float64", pretrained="no", epochs=steps)
     rate = recipe.optimizer.lr * min(LARGEST / recipe.batch_size, 1)
@@ -46,14 +49,14 @@ def narrow_run(name: str, steps: int, device: str = "cpu") -> Report:
     arch = narrow(recipe.model_arch(data.image, len(data.class_names)))
     left, right = make_pair(recipe, arch, steps_per_epoch(data, recipe), device=device)
     ours, theirs = (first_batches(data, recipe, steps) for _ in range(2))
-    return compare_run(left, right, ours, theirs, BOUNDS[recipe.optimizer.name])
+    return compare_run(left, right, ours, theirs, bounds_for(recipe.optimizer.name))
 
 
 def whole_digits_run() -> tuple[Report, Scores, Scores]:
     """The default recipe as it is, every epoch at full width, and the test scores of both at its end.
 
     Raises:
-        Mismatch: a tensor of a step differs by more than `BOUNDS`.
+        Mismatch: a tensor of a step differs by more than `bounds_for` allows.
     """
     recipe = replace(RECIPES["digits"], precision="float64")
     train, test = load_dataset(recipe.dataset)
@@ -63,7 +66,7 @@ def whole_digits_run() -> tuple[Report, Scores, Scores]:
     def every() -> Any:
         return (batch for epoch in range(recipe.epochs) for batch in batches(train, recipe, epoch, train=True))
 
-    report = compare_run(left, right, every(), every(), BOUNDS[recipe.optimizer.name])
+    report = compare_run(left, right, every(), every(), bounds_for(recipe.optimizer.name))
     [ours] = torch_feed.feeds([test], recipe, left.state.device)
     [theirs] = flax_feed.feeds([test], recipe, right.state.device)
     scores = torch_impl.evaluate.evaluate(left.state.model, ours)

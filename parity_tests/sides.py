@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from inspect import unwrap
 from typing import Any
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -56,10 +57,10 @@ def make_states(
     if edit:
         edit(ours.model)
     place = flax_device.pick_device(device)
-    theirs = flax_impl.state.init_state(recipe, arch, steps, place)
-    given = {name: tensor.cpu() for name, tensor in ours.model.state_dict().items()}
-    variables = jax.device_put(convert.from_torch(given, arch), place)
-    return ours, theirs.replace(params=variables["params"], batch_stats=variables.get("batch_stats", {}))
+    variables = convert.from_torch({name: tensor.cpu() for name, tensor in ours.model.state_dict().items()}, arch)
+    # Flax's own draws would be compiled for many seconds, and thrown away.
+    with mock.patch.object(flax_impl.state, "initialize", return_value=variables):
+        return ours, flax_impl.state.init_state(recipe, arch, steps, place)
 
 
 class TorchSide:

@@ -90,7 +90,7 @@ def step_rows(name: str, precision: Precision, device: str) -> Iterator[Row]:
 
 def curve_rows(name: str) -> Iterator[Row]:
     """A few steps of a recipe with everything on: one row, the loss."""
-    bounds = curves.BOUNDS[RECIPES[name].optimizer.name]
+    bounds = curves.bounds_for(RECIPES[name].optimizer.name)
     with jax.enable_x64(True):
         report: Report = curves.narrow_run(name, CURVE_STEPS)
     check = f"{CURVE_STEPS} steps of {name}"

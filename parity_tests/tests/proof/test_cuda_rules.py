@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,9 +80,8 @@ def cuda_without_one(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch.nn.Module, "_apply", _apply)
     optimizers = sys.modules[torch.optim.Optimizer.__module__]
     monkeypatch.setattr(optimizers, "_get_fused_kernels_supported_devices", lambda: [GPU.type])
-    sgd = torch.optim.SGD  # whose fused kernel, and autocast, need a device that computes
+    sgd = torch.optim.SGD  # whose fused kernel needs a device that computes
     monkeypatch.setattr(torch.optim, "SGD", lambda *args, **options: sgd(*args, **{**options, "fused": False}))
-    monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())
     torch_impl.device.constant.cache_clear()
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):

@@ -563,7 +563,7 @@ def test_a_difference_is_seen(calm: Callable[[str], Path], tmp_path: Path) -> No
 
 
 def test_a_signal_in_a_finalizer_is_not_lost() -> None:
-    """Grain frees its shared memory in one, where Python prints what is raised and goes on."""
+    """Libraries free memory in one, where Python prints what is raised and goes on."""
 
     class Finalized:
         def __del__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from flax_impl.model import build
 from parity_tests.material import narrow
 from parity_tests.sides import make_pair
 from torch_impl import pth, weights
+from torch_impl.optim import OPTIMIZERS
 
 SMALL = narrow(ARCHS["alexnet_bn"].adapt(height=63, width=63, classes=5))
 
@@ -93,8 +94,8 @@ def test_torchvision_names_are_understood() -> None:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
-def test_optimizer_state_travels(name: Literal["sgd", "adam", "adamw"]) -> None:
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizer_state_travels(name: Any) -> None:
     """Two steps in PyTorch, the memory carried to Flax; two in Flax, carried back: then both go on alike."""
     from dataclasses import replace
 

@@ -63,7 +63,7 @@ test-full: .venv/.test .venv-onnx/.done  ## run every test, the long ones too, a
 	PARITY_RESULTS=benchmarks/results $(PYTEST) $(SPREAD) -m "not gpu" $(ARGS)
 
 test-gpu: .venv/.test  ## run the tests that need a GPU, and file what they measure under benchmarks/results
-	PARITY_RESULTS=benchmarks/results $(PYTEST) -m gpu $(ARGS)
+	GPU=required PARITY_RESULTS=benchmarks/results $(PYTEST) -m gpu $(ARGS)
 
 parity: .venv/.test  ## compare every architecture in every precision, print the table and file it
 	$(BIN)/python -m parity_tests.table $(ARGS)

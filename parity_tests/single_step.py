@@ -1,7 +1,7 @@
 """One training step of an architecture at full width, in any precision: what is run, what is allowed, and why.
 
 float64 shows the mathematics, float32 and bfloat16 the arithmetic. The bounds on those two are at most four times what
-`rounding` measures without the other framework, PyTorch against PyTorch in float64: see
+`rounding` measures, each framework against float64: see
 `benchmarks/results/parity-cpu.json`.
 """
 
@@ -81,7 +81,7 @@ def compare_step(
     """
     recipe, arch = recipe_for(name, precision), ARCHS[name]
     bounds = bounds or bounds_for(name, precision)
-    avoid_kinks = precision != "bfloat16" if avoid_kinks is None else avoid_kinks
+    avoid_kinks = precision not in ("bfloat16", "float16") if avoid_kinks is None else avoid_kinks
     report = Report()
     for seed in range(TRIES):
         left, right = make_pair(recipe, arch, 1, device=device)
@@ -97,29 +97,38 @@ def compare_step(
 def rounding(
     name: str, precision: Precision, unit: Unit, device: str = "cpu", avoid_kinks: bool | None = None
 ) -> Report:
-    """PyTorch takes the same step in this precision and in float64: how far rounding alone moves every tensor.
+    """How far rounding alone moves every tensor: both frameworks in this precision against PyTorch in float64.
+
+    Returns:
+        For each tensor the larger of the two differences.
 
     Raises:
         AssertionError: no batch of several was free of kinks.
     """
     recipe, arch = recipe_for(name, precision), ARCHS[name]
-    place = torch.device("cuda" if device == "gpu" else "cpu")
-    avoid_kinks = precision != "bfloat16" if avoid_kinks is None else avoid_kinks
+    avoid_kinks = precision not in ("bfloat16", "float16") if avoid_kinks is None else avoid_kinks
     for seed in range(TRIES):
-        narrow = torch_impl.state.init_state(recipe, arch, 1, place)
-        wide = torch_impl.state.init_state(replace(recipe, precision="float64"), arch, 1, place)
-        wide.model.load_state_dict(narrow.model.state_dict())
+        left, right = make_pair(recipe, arch, 1, device=device)
+        wide = torch_impl.state.init_state(replace(recipe, precision="float64"), arch, 1, left.state.device)
+        wide.model.load_state_dict(left.state.model.state_dict())
         for module in wide.model.modules():
             if isinstance(module, SharedDropout):
                 module.wide = False  # the masks of float32
-        ours, exact = (TorchSide(state, arch).step(_batch(recipe, seed)) for state in (narrow, wide))
-        if not avoid_kinks or same_branches(ours, exact, arch):
-            rounded = {
-                phase: {key: array.astype(ours[phase][key].dtype) for key, array in tensors.items()}
-                for phase, tensors in exact.items()
-            }
-            return compare_traces(ours, rounded, 0, Bounds(inf, unit=unit))
+        found = [side.step(_batch(recipe, seed)) for side in (left, right)]
+        exact, report = TorchSide(wide, arch).step(_batch(recipe, seed)), Report()
+        if not avoid_kinks or all(same_branches(trace, exact, arch) for trace in found):
+            for trace in found:
+                compare_traces(trace, _rounded(exact, trace), 0, Bounds(inf, unit=unit), report=report)
+            return report
     raise AssertionError(f"{name}: each of {TRIES} batches met a kink in {precision}.")
+
+
+def _rounded(exact: Trace, like: Trace) -> Trace:
+    """A trace in the dtypes of another."""
+    return {
+        phase: {key: array.astype(like[phase][key].dtype) for key, array in tensors.items()}
+        for phase, tensors in exact.items()
+    }
 
 
 def same_branches(left: Trace, right: Trace, arch: Arch) -> bool:

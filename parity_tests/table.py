@@ -58,7 +58,7 @@ class Row:
     Attributes:
         arch, check, precision: what was compared.
         largest: difference of a tensor, in `unit`.
-        rounding: what PyTorch's own comes to in the same step, against float64; None in float64 itself.
+        rounding: what either framework's own comes to in the same step, against float64; None in float64 itself.
         tensor: the one with the largest difference.
     """
 

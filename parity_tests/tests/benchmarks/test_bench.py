@@ -75,6 +75,8 @@ def test_a_contestant_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.Mon
 
     broken = Contestant("torch", "alexnet", 2, side=16)  # too small for the strides
     monkeypatch.setitem(SUITES, "broken", (Heat((broken,), 1),))
+    limits = module.measure_limits("cpu", quick=True)
+    monkeypatch.setattr(module, "measure_limits", lambda device, quick: limits)
     [row] = module.run_suite("broken", tmp_path / "out.json", float("inf"))
     assert row == {"failed": "torch failed, alexnet, batch 2."}
     [row] = module.run_suite("broken", tmp_path / "out.json", 0.0)

@@ -33,6 +33,7 @@ from flax_impl import feed as flax_feed
 from parity_tests.material import first_batches
 from parity_tests.sides import make_states
 from parity_tests.subjects import subjects, with_everything
+from parity_tests.tests.proof.test_gpu import need_gpu
 from torch_impl import feed as torch_feed
 from torch_impl.state import TrainState, init_state
 
@@ -191,6 +192,15 @@ def test_a_planted_fault_is_refused(fault: Callable[..., Any], monkeypatch: pyte
         pytest.raises(Exception, match=r"local_scalar_dense|numpy|same device|on the GPU"),
     ):
         two_steps(given)
+
+
+def test_a_gpu_that_is_asked_for_must_be_there() -> None:
+    """Where all tests of a GPU would skip."""
+    need_gpu(True, asked=True)
+    with pytest.raises(pytest.skip.Exception):
+        need_gpu(False, asked=False)
+    with pytest.raises(pytest.fail.Exception, match="no GPU that both"):
+        need_gpu(False, asked=True)
 
 
 def test_a_flax_step_moves_nothing_by_itself() -> None:

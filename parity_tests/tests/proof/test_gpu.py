@@ -1,12 +1,13 @@
 """The same proof on a GPU that both frameworks see: float64, strict float32, TF32 and bfloat16, and a probe that the
 precision mode took effect.
 
-What rounding alone does on the device is measured on the spot, PyTorch against PyTorch in float64, and bounds the
-reduced precisions.
+What rounding alone does on the device is measured on the spot, each framework against PyTorch in float64, and bounds
+the reduced precisions.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -28,11 +29,22 @@ from parity_tests import curves
 from parity_tests.results import Record
 from parity_tests.single_step import compare_step, rounding
 
-BOTH = torch.cuda.is_available() and jax.default_backend() == "gpu"
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not BOTH, reason="no GPU that both PyTorch and JAX see")]
+pytestmark = pytest.mark.gpu
 
-EXACT = 1 + 2.0**-20  # survives a float32 product with 1; TF32's ten bits round it to 1
+BETWEEN = 1 + 2.0**-12  # survives a float32 product with 1, to a few of its last places; TF32's ten bits round it to 1
+NEAR = 2.0**-16
 FACTOR = 4
+
+
+@pytest.fixture(autouse=True)
+def _a_gpu() -> None:
+    need_gpu(torch.cuda.is_available() and jax.default_backend() == "gpu", asked=os.environ.get("GPU") == "required")
+
+
+def need_gpu(there: bool, *, asked: bool) -> None:
+    """Skip where there is none; fail where one was asked for, as `make test-gpu` does: all skipped is no proof."""
+    if not there:
+        (pytest.fail if asked else pytest.skip)("no GPU that both PyTorch and JAX see")
 
 
 @contextmanager
@@ -47,7 +59,10 @@ def products(fast: bool) -> Iterator[None]:
 
 @pytest.mark.parametrize("fast", [False, True], ids=["strict", "tf32"])
 def test_the_mode_takes_effect(fast: bool) -> None:
-    """A dense product and a convolution in each framework keep or lose a bit that TF32 does not have."""
+    """A dense product and a convolution in each framework keep or lose a bit that TF32 does not have.
+
+    Not to the last place: the convolution may be computed in another domain (Winograd's, Fourier's), whose sums round.
+    """
     with products(fast):
         kept = _probe()
     assert kept == [not fast] * 4
@@ -56,17 +71,17 @@ def test_the_mode_takes_effect(fast: bool) -> None:
 def _probe() -> list[bool]:
     matrix = np.zeros((256, 256), np.float32)
     np.fill_diagonal(matrix, 1)
-    ours = torch.full((256, 256), EXACT, device="cuda") @ torch.tensor(matrix, device="cuda")
-    theirs = jnp.full((256, 256), EXACT, jnp.float32) @ jnp.asarray(matrix)
+    ours = torch.full((256, 256), BETWEEN, device="cuda") @ torch.tensor(matrix, device="cuda")
+    theirs = jnp.full((256, 256), BETWEEN, jnp.float32) @ jnp.asarray(matrix)
     kernel = torch.zeros(64, 64, 3, 3, device="cuda")
     kernel[range(64), range(64), 1, 1] = 1
-    filtered = torch.nn.functional.conv2d(torch.full((8, 64, 32, 32), EXACT, device="cuda"), kernel, padding=1)
-    image = jnp.full((8, 32, 32, 64), EXACT, jnp.float32)
+    filtered = torch.nn.functional.conv2d(torch.full((8, 64, 32, 32), BETWEEN, device="cuda"), kernel, padding=1)
+    image = jnp.full((8, 32, 32, 64), BETWEEN, jnp.float32)
     weights = jnp.asarray(kernel.permute(2, 3, 1, 0).cpu().numpy())
     dims = ("NHWC", "HWIO", "NHWC")
     theirs_filtered = jax.lax.conv_general_dilated(image, weights, (1, 1), "SAME", dimension_numbers=dims)
     results = ours[0, 0], theirs[0, 0], filtered[0, 0, 9, 9], theirs_filtered[0, 9, 9, 0]
-    return [float(x) == np.float32(EXACT) for x in results]
+    return [abs(float(x) - BETWEEN) < NEAR for x in results]
 
 
 @pytest.mark.parametrize("name", ARCHS)

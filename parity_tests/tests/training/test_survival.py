@@ -337,12 +337,12 @@ def test_out_of_memory_says_what_fits(framework: Framework, tmp_path: Path, monk
     """A device that holds 100 examples."""
     original = TRAIN[framework].train_step
 
-    def step(state: Any, images: Any, *rest: Any) -> Any:
-        if len(images) > 100:
+    def step(state: Any, inputs: Any, *rest: Any) -> Any:
+        if len(inputs.images) > 100:
             if framework == "torch":
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 20 bytes.")
-        return original(state, images, *rest)
+        return original(state, inputs, *rest)
 
     monkeypatch.setattr(TRAIN[framework], "train_step", step)
     code, said = train(framework, tmp_path / "run")

@@ -171,7 +171,9 @@ def _scales(loss_scale: LossScale, steps: int) -> list[tuple[float, int]]:
         if before is not None:
             moved = any(not np.array_equal(ours[name], before[name]) for name in ours)
             assert moved == (rows[-1][1] > rows[-2][1])
-        if rows[-2][1] == 0:  # no step was taken before this one: both still have the same weights
+        taken_before, taken = rows[-2][1], rows[-1][1]
+        # Until a step is taken both have the same weights; in that one, unless float16 closes a ReLU in one of them.
+        if not taken_before and (not taken or same_branches(one, other, subject.arch)):
             _assert_momentum_equal(one["optimizer"], other["optimizer"])
         before = ours
     return rows
@@ -335,8 +337,8 @@ def test_accumulation_needs_less_memory_in_flax() -> None:
         recipe = replace(subject.recipe, precision="float32", batch_size=256, accumulate=accumulate)
         data = replace(subject.data, ids=np.resize(subject.data.ids, 256))
         _, state = make_states(recipe, replace(arch, dense=subject.arch.dense), 1)
-        arguments = to_device(next(first_batches(data, recipe, 1)), jax.devices("cpu")[0])
-        compiled = flax_impl.train.train_step.lower(state, *arguments).compile()
+        inputs = to_device(next(first_batches(data, recipe, 1)), jax.devices("cpu")[0])
+        compiled = flax_impl.train.train_step.lower(state, inputs).compile()
         memory = compiled.memory_analysis()
         assert memory is not None
         sizes.append(memory.temp_size_in_bytes)

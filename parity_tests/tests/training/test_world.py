@@ -146,7 +146,7 @@ def test_three_processes_of_flax_equal_one_of_torch(tmp_path: Path) -> None:
 
 EXCHANGES = """
 from dataclasses import replace
-from common.recipes import Mix
+from common.recipes.spec import Mix
 from parity_tests.together import ACCUMULATION, exchanges, scenarios
 subject = scenarios()[ACCUMULATION]
 for mix in (Mix(), subject.recipe.mix):

@@ -215,7 +215,7 @@ def altered(source: Path, name: str) -> Path:
 
 EXPORT_ALL = """
 import sys
-from common import cli
+from common.commands.export import run_export
 from flax_impl.export import FORMATS, export
 for source in sys.argv[1:]:
     run_export("flax", FORMATS, export, [source, source.replace(".safetensors", ".flax.onnx")])

@@ -16,6 +16,7 @@ import torch
 from benchmarks.accuracy import GOALS, FlaxRun, TorchRun, reach, summary
 from benchmarks.bench import training_bytes, training_multiply_adds
 from benchmarks.growth import plot
+from benchmarks.limits import measure_limits
 from benchmarks.settings import SUITES, Contestant, Heat
 from benchmarks.worker import adapted, make
 from common.arch.zoo import ARCHS
@@ -75,7 +76,7 @@ def test_a_contestant_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.Mon
 
     broken = Contestant("torch", "alexnet", 2, side=16)  # too small for the strides
     monkeypatch.setitem(SUITES, "broken", (Heat((broken,), 1),))
-    limits = module.measure_limits("cpu", quick=True)
+    limits = measure_limits("cpu", quick=True)
     monkeypatch.setattr(module, "measure_limits", lambda device, quick: limits)
     [row] = module.run_suite("broken", tmp_path / "out.json", float("inf"))
     assert row == {"failed": "torch failed, alexnet, batch 2."}

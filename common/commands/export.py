@@ -68,10 +68,9 @@ def _source(command: _ExportCommand, framework: Framework) -> Network:
     Raises:
         UserError: there is none, or a run folder has no result yet.
     """
-    network = result_at(command.source, framework, "export", arch=command.arch, recipe=command.recipe)
-    if command.source.is_dir():
+    if (command.source / "recipe.json").is_file():  # a run folder; Flax's checkpoints are folders too
         run = RunFolder.open(command.source)
         run.check_framework(framework, "export")
-        if network.path and network.path.suffix != ".safetensors":
+        if not (run.path / "model.safetensors").is_file():
             raise UserError(f"{run.path} has no model.safetensors yet: finish the run, or name one of its checkpoints.")
-    return network
+    return result_at(command.source, framework, "export", arch=command.arch, recipe=command.recipe)

@@ -59,7 +59,7 @@ from flax_impl import feed as flax_feed
 from flax_impl.convert import from_torch
 from parity_tests.material import narrow
 from torch_impl import feed as torch_feed
-from torch_impl import weights
+from torch_impl import pth, weights
 
 FRAMEWORKS: tuple[Framework, ...] = ("torch", "flax")
 EVALUATE: dict[str, ModuleType] = {"torch": torch_impl.evaluate, "flax": flax_impl.evaluate}
@@ -423,7 +423,7 @@ def pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     lively(model, 1)
     monkeypatch.setitem(ARCHS, "alexnet", arch)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(weights, "download", lambda: {n: t.detach() for n, t in model.state_dict().items()})
+    monkeypatch.setattr(pth, "download", lambda: {n: t.detach() for n, t in model.state_dict().items()})
     monkeypatch.setattr(sys, "argv", ["weights"])
     weights.main()
     images = photographs()

@@ -119,11 +119,11 @@ class Engine:
 
     def describe(self, state: TrainState) -> str:
         """The device in words."""
-        return device.describe(jax.tree.leaves(state.params)[0].addressable_data(0).device)
+        return device.describe(_own_device(state))
 
     def peak_memory(self, state: TrainState) -> int:
         """The most bytes that were held at once."""
-        return device.peak_memory(jax.tree.leaves(state.params)[0].addressable_data(0).device)
+        return device.peak_memory(_own_device(state))
 
     def is_out_of_memory(self, error: Exception) -> bool:
         """Whether an error says that memory is full."""
@@ -148,3 +148,8 @@ class Engine:
         )
         found = [name for name in layers if not jnp.isfinite(kept["intermediates"][name]["__call__"][0]).all()]
         return f"the output of {found[0]}" if found else None
+
+
+def _own_device(state: TrainState) -> jax.Device:
+    """This process's, among those that hold the state."""
+    return jax.tree.leaves(state.params)[0].addressable_data(0).device

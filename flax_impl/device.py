@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Sharding
 
+from common.arithmetic import MARKS, SIDE, check_products, named
 from common.errors import UserError
 from common.recipes.spec import Precision, Recipe
 from common.system import keep_freed, peak_resident_bytes
@@ -47,11 +48,40 @@ def compute_dtype(precision: Precision) -> Any:
 
 
 def model_dtypes(recipe: Recipe) -> dict[str, Any]:
-    """`dtype` and `param_dtype` of a recipe's model. Without its 64-bit mode, which a float64 recipe switches on for
-    the whole process, JAX makes float32 of every float64."""
-    if recipe.precision == "float64":
-        jax.config.update("jax_enable_x64", True)
+    """`dtype` and `param_dtype` of a recipe's model."""
     return {"dtype": compute_dtype(recipe.precision), "param_dtype": jnp.dtype(recipe.param_dtype)}
+
+
+def set_precision(precision: Precision) -> None:
+    """Multiply float32 numbers in float32 from now on, or in TF32 where a recipe says so, in this whole process.
+
+    XLA itself may take TF32 on a GPU. A float64 recipe switches JAX's 64-bit mode on, without which JAX makes float32
+    of every float64.
+    """
+    jax.config.update("jax_default_matmul_precision", "tensorfloat32" if precision == "tf32" else "highest")
+    if precision == "float64":
+        jax.config.update("jax_enable_x64", True)
+
+
+def be_deterministic() -> None:
+    """Let this process, from before its first use of a device on, take only algorithms that repeat their results bit
+    for bit; XLA then no longer chooses them by trying."""
+    flag = "--xla_gpu_deterministic_ops=true"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+
+
+def products(device: jax.Device) -> dict[str, str]:
+    """What float32 numbers are multiplied in at present, found by trying: see `common.arithmetic`."""
+    with jax.default_device(device):
+        one = jnp.eye(SIDE, dtype=jnp.float32)
+        marks = jnp.tile(jnp.array([*MARKS.values()], jnp.float32), SIDE)[:SIDE, None]
+        images = jnp.broadcast_to(marks[:, :, None, None], (SIDE, 8, 8, SIDE // 4))
+        filters = jnp.pad(one[None, None, : SIDE // 4, : SIDE // 4], [(1, 1), (1, 1), (0, 0), (0, 0)])
+        layout = ("NHWC", "HWIO", "NHWC")
+        dense = jnp.broadcast_to(marks, one.shape) @ one
+        convolution = jax.lax.conv_general_dilated(images, filters, (1, 1), "SAME", dimension_numbers=layout)
+    kinds = {"dense": dense[:, 0], "convolution": convolution[:, 4, 4, 0]}
+    return {kind: named(left[: len(MARKS)].tolist()) for kind, left in kinds.items()}
 
 
 def check_precision(precision: Precision, device: jax.Device) -> None:
@@ -60,6 +90,7 @@ def check_precision(precision: Precision, device: jax.Device) -> None:
     Raises:
         UserError: the device does not compute in it.
     """
+    set_precision(precision)
     dtype = compute_dtype(precision) or jnp.float32
     try:
         with jax.default_device(device):
@@ -67,6 +98,7 @@ def check_precision(precision: Precision, device: jax.Device) -> None:
             jax.block_until_ready(features.reshape(1, 32) @ jnp.ones((32, 2), dtype))
     except jax.errors.JaxRuntimeError as error:
         raise UserError(f"precision is {precision}, in which {describe(device)} does not compute: {error}.") from error
+    check_products(precision, products(device), describe(device))
 
 
 def check_compiler(device: jax.Device) -> None:

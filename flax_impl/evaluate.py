@@ -19,7 +19,7 @@ from common.runs.scores import Scores
 from common.weights import exchange
 from common.weights.network import Network
 from flax_impl import weights
-from flax_impl.device import model_dtypes, pick_device
+from flax_impl.device import model_dtypes, pick_device, set_precision
 from flax_impl.feed import Feed, Inputs, feeds
 from flax_impl.model import AlexNet, LeNet, build
 from flax_impl.preprocess import crop, preprocess
@@ -125,6 +125,7 @@ def open_network(network: Network, device: str) -> tuple[AlexNet | LeNet, dict[s
         UserError: its file cannot be had or read, or does not fit.
     """
     recipe = network.recipe
+    set_precision(recipe.precision)
     model = build(network.arch, **model_dtypes(recipe))
     path = network.path or exchange.pretrained_file()
     variables = weights.load_variables(path, network.arch, recipe.param_dtype)

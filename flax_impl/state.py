@@ -14,7 +14,7 @@ from jax.sharding import Sharding
 from common.arch.initializers import get_init
 from common.arch.spec import Arch
 from common.recipes.spec import Recipe
-from flax_impl.device import model_dtypes
+from flax_impl.device import model_dtypes, set_precision
 from flax_impl.init import initialize
 from flax_impl.loss_scale import Scaler
 from flax_impl.model import AlexNet, LeNet, build
@@ -76,6 +76,7 @@ def init_state(recipe: Recipe, arch: Arch, steps: int, device: jax.Device) -> Tr
         steps: in one epoch.
         device: to train on.
     """
+    set_precision(recipe.precision)
     model = build(arch, **model_dtypes(recipe))
     with jax.default_device(device):
         variables = initialize(model, get_init(recipe.init), recipe.seed)

@@ -9,12 +9,14 @@ import flax_impl.evaluate
 import torch_impl.evaluate
 from common.data.load import load_dataset
 from common.data.pipeline import batches, steps_per_epoch
+from common.recipes.spec import Precision
 from common.recipes.zoo import RECIPES
 from common.runs.scores import Scores
 from common.system import package_versions
 from flax_impl import feed as flax_feed
 from parity.compare import Bounds, Report, compare_run
 from parity_tests.material import data_for, first_batches, narrow
+from parity_tests.noise import Subject
 from parity_tests.sides import make_pair
 from torch_impl import feed as torch_feed
 from torch_impl.device import describe, pick_device
@@ -32,13 +34,9 @@ def bounds_for(optimizer: str) -> Bounds:
 BATCH, LARGEST = 16, 128
 
 
-def narrow_run(name: str, steps: int, device: str = "cpu") -> Report:
-    """A recipe with everything on, on a network eight times narrower, over three epochs with a ragged last batch.
-
-    Raises:
-        Mismatch: a tensor of a step differs by more than `bounds_for` allows.
-    """
-    recipe = replace(RECIPES[name], precision="float64", pretrained="no", epochs=steps)
+def narrow_subject(name: str, steps: int, precision: Precision = "float64", device: str = "cpu") -> Subject:
+    """A recipe with everything on, on a network eight times narrower, over three epochs with a ragged last batch."""
+    recipe = replace(RECIPES[name], precision=precision, pretrained="no", epochs=steps)
     rate = recipe.optimizer.lr * min(LARGEST / recipe.batch_size, 1)
     recipe = replace(recipe, batch_size=BATCH, optimizer=replace(recipe.optimizer, lr=rate))
     data = data_for(recipe)
@@ -46,10 +44,28 @@ def narrow_run(name: str, steps: int, device: str = "cpu") -> Report:
     data = replace(data, ids=data.ids[:: max(len(data) // examples, 1)][:examples])
     if recipe.schedule.name == "step":
         recipe = replace(recipe, schedule=replace(recipe.schedule, milestones=(1, 2)))
-    arch = narrow(recipe.model_arch(data.image, len(data.class_names)))
-    left, right = make_pair(recipe, arch, steps_per_epoch(data, recipe), device=device)
-    ours, theirs = (first_batches(data, recipe, steps) for _ in range(2))
-    return compare_run(left, right, ours, theirs, bounds_for(recipe.optimizer.name))
+    return Subject(recipe, narrow(recipe.model_arch(data.image, len(data.class_names))), data, steps, device)
+
+
+def run(subject: Subject, bounds: Bounds | None = None) -> Report:
+    """Both frameworks train a subject.
+
+    Raises:
+        Mismatch: a tensor of a step differs by more than the bounds, or `bounds_for`, allow.
+    """
+    recipe, data = subject.recipe, subject.data
+    left, right = make_pair(recipe, subject.arch, steps_per_epoch(data, recipe), device=subject.device)
+    ours, theirs = (first_batches(data, recipe, subject.steps) for _ in range(2))
+    return compare_run(left, right, ours, theirs, bounds or bounds_for(recipe.optimizer.name))
+
+
+def narrow_run(name: str, steps: int, device: str = "cpu") -> Report:
+    """`narrow_subject` in float64.
+
+    Raises:
+        Mismatch: as `run`.
+    """
+    return run(narrow_subject(name, steps, device=device))
 
 
 def whole_digits_run() -> tuple[Report, Scores, Scores]:

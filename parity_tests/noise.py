@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -39,12 +38,13 @@ FACTOR = 4
 
 @dataclass(frozen=True)
 class Subject:
-    """What is trained, and for how many steps."""
+    """What is trained, for how many steps, and where: on the "cpu" or the "gpu"."""
 
     recipe: Recipe
     arch: Arch
     data: Dataset
     steps: int
+    device: str = "cpu"
 
 
 def one_ulp(seed: int) -> Edit:
@@ -72,16 +72,16 @@ def torch_curve(subject: Subject, edit: Edit | None = None) -> Curve:
     for batch in _batches(subject):
         if edit:
             edit(state.model)
-        sums.append(torch_impl.train.train_step(state, torch_feed.to_device(batch, torch.device("cpu"))))
+        sums.append(torch_impl.train.train_step(state, torch_feed.to_device(batch, state.device)))
     return np.array([float(row["loss"]) / float(row["count"]) for row in sums])
 
 
 def flax_curve(subject: Subject) -> Curve:
     """Flax's loss at every step, from the same initial weights."""
     _, state = _states(subject)
-    device, sums = jax.devices("cpu")[0], []
+    sums = []
     for batch in _batches(subject):
-        state, row = flax_impl.train.train_step(state, flax_feed.to_device(batch, device))
+        state, row = flax_impl.train.train_step(state, flax_feed.to_device(batch, state.device))
         sums.append(row)
     return np.array([float(row["loss"]) / float(row["count"]) for row in sums])
 
@@ -100,7 +100,8 @@ def first_outside(ours: Curve, theirs: Curve, width: Curve) -> int | None:
 
 
 def _states(subject: Subject) -> tuple[torch_impl.state.TrainState, flax_impl.state.TrainState]:
-    return make_states(subject.recipe, subject.arch, steps_per_epoch(subject.data, subject.recipe))
+    steps = steps_per_epoch(subject.data, subject.recipe)
+    return make_states(subject.recipe, subject.arch, steps, device=subject.device)
 
 
 def _batches(subject: Subject) -> Iterator[Batch]:

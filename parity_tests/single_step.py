@@ -1,7 +1,7 @@
 """One training step of an architecture at full width, in any precision: what is run, what is allowed, and why.
 
 float64 shows the mathematics, float32 and bfloat16 the arithmetic. The bounds on those two are at most four times what
-`rounding` measures, each framework against float64: see
+`measure_step` finds for rounding alone, each framework against float64: see
 `benchmarks/results/parity-cpu.json`.
 """
 
@@ -24,7 +24,7 @@ from common.data.synthetic import pixels
 from common.recipes.spec import Optimizer, Precision, Preprocess, Recipe
 from parity.compare import Bounds, Report, Trace, Unit, compare_traces
 from parity_tests.material import first_batches
-from parity_tests.sides import TorchSide, make_pair
+from parity_tests.sides import FlaxSide, TorchSide, make_pair
 from torch_impl.dropout import SharedDropout
 
 BATCH = 2
@@ -40,13 +40,13 @@ def bounds_for(name: str, precision: Precision) -> Bounds:
             return Bounds(1e-12, {"optimizer": 1e-11})
         case "float32":  # 10, 38 and 125 units were measured for rounding alone
             return Bounds({"lenet": 32, "alexnet_bn": 256}.get(name, 64), unit="ulp")
-        case "bfloat16" | "float16":
+        case "bfloat16" | "float16" | "tf32":  # which has more bits than bfloat16; of its own it is not measured
             activation = 0.04 if name == "alexnet_bn" else 0.02  # 0.018 and 0.006 were measured for rounding alone
             forward = {"input": 1e-6, "activation": activation, "loss": 2e-3, "statistic": 0.01}
             return Bounds(0.5, forward, unit="norm")
 
 
-def recipe_for(name: str, precision: Precision) -> Recipe:
+def recipe_for(name: str, precision: Precision, batch: int = BATCH) -> Recipe:
     """Momentum, decay and dropout on, random pixels of the architecture's own size."""
     return Recipe(
         name=name,
@@ -54,7 +54,7 @@ def recipe_for(name: str, precision: Precision) -> Recipe:
         arch=name,
         init="torch",
         epochs=1,
-        batch_size=BATCH,
+        batch_size=batch,
         optimizer=Optimizer(lr=0.01, momentum=0.9, weight_decay=5e-4),
         preprocess=Preprocess(mean=(0.5,), std=(0.25,)),
         precision=precision,
@@ -62,65 +62,81 @@ def recipe_for(name: str, precision: Precision) -> Recipe:
 
 
 def compare_step(
-    name: str,
-    precision: Precision,
-    bounds: Bounds | None = None,
-    device: str = "cpu",
-    avoid_kinks: bool | None = None,
+    name: str, precision: Precision, bounds: Bounds | None = None, device: str = "cpu", *, batch: int = BATCH
 ) -> Report:
-    """Both frameworks take one step from the same weights.
+    """Both frameworks take one step from the same weights, on `batch` examples.
 
     A network is not smooth where a ReLU's input is zero or two pixels of a pool tie. In float32 rounding takes the two
     sides of such a place in one batch of three, and the gradients then differ by percents. A batch on which the
     frameworks took other branches counts for its forward pass alone, and the next one is tried. Coarser arithmetic
-    meets kinks in every batch: there the first one counts, and `avoid_kinks` is off.
+    meets kinks in every batch: there the first one counts.
 
     Raises:
         Mismatch: they differ by more than the bounds.
         AssertionError: no batch of several was free of kinks.
     """
-    recipe, arch = recipe_for(name, precision), ARCHS[name]
-    bounds = bounds or bounds_for(name, precision)
-    avoid_kinks = precision not in ("bfloat16", "float16") if avoid_kinks is None else avoid_kinks
-    report = Report()
-    for seed in range(TRIES):
-        left, right = make_pair(recipe, arch, 1, device=device)
-        ours, theirs = left.step(_batch(recipe, seed)), right.step(_batch(recipe, seed))
+    recipe, arch = recipe_for(name, precision, batch), ARCHS[name]
+    bounds, report = bounds or bounds_for(name, precision), Report()
+    for left, right, examples in _tries(recipe, arch, device):
+        ours, theirs = left.step(examples), right.step(examples)
         names = (left.name, right.name)
-        if not avoid_kinks or same_branches(ours, theirs, arch):
+        if not meets_kinks(precision) or same_branches(ours, theirs, arch):
             return compare_traces(ours, theirs, 0, bounds, names, report)
         forward, forward_of_flax = ({phase: trace[phase] for phase in FORWARD} for trace in (ours, theirs))
         compare_traces(forward, forward_of_flax, 0, bounds, names, report)
     raise AssertionError(f"{name}: each of {TRIES} batches met a kink; {precision} should meet one in three.")
 
 
-def rounding(
-    name: str, precision: Precision, unit: Unit, device: str = "cpu", avoid_kinks: bool | None = None
-) -> Report:
-    """How far rounding alone moves every tensor: both frameworks in this precision against PyTorch in float64.
+def measure_step(
+    recipe: Recipe, arch: Arch, unit: Unit, device: str = "cpu", *, avoid_kinks: bool
+) -> tuple[Report, Report]:
+    """How far the frameworks part in one step, and how far rounding alone moves every tensor.
+
+    Args:
+        recipe: `recipe_for` an architecture, in less than float64.
+        arch: the architecture.
+        unit: of the differences.
+        device: "cpu" or "gpu".
+        avoid_kinks: take a batch on which all go through the same branches.
 
     Returns:
-        For each tensor the larger of the two differences.
+        PyTorch against Flax; and the larger of the two differences when each is held to PyTorch in float64.
 
     Raises:
         AssertionError: no batch of several was free of kinks.
     """
-    recipe, arch = recipe_for(name, precision), ARCHS[name]
-    avoid_kinks = precision not in ("bfloat16", "float16") if avoid_kinks is None else avoid_kinks
-    for seed in range(TRIES):
-        left, right = make_pair(recipe, arch, 1, device=device)
+    free = Bounds(inf, unit=unit)
+    for left, right, batch in _tries(recipe, arch, device):
+        start = {name: tensor.clone() for name, tensor in left.state.model.state_dict().items()}
+        # Before the other state is made: that sets what products this process computes in.
+        found = [side.step(batch) for side in (left, right)]
         wide = torch_impl.state.init_state(replace(recipe, precision="float64"), arch, 1, left.state.device)
-        wide.model.load_state_dict(left.state.model.state_dict())
+        wide.model.load_state_dict(start)
         for module in wide.model.modules():
             if isinstance(module, SharedDropout):
                 module.wide = False  # the masks of float32
-        found = [side.step(_batch(recipe, seed)) for side in (left, right)]
-        exact, report = TorchSide(wide, arch).step(_batch(recipe, seed)), Report()
+        exact, alone = TorchSide(wide, arch).step(batch), Report()
         if not avoid_kinks or all(same_branches(trace, exact, arch) for trace in found):
             for trace in found:
-                compare_traces(trace, _rounded(exact, trace), 0, Bounds(inf, unit=unit), report=report)
-            return report
-    raise AssertionError(f"{name}: each of {TRIES} batches met a kink in {precision}.")
+                compare_traces(trace, _rounded(exact, trace), 0, free, report=alone)
+            ours, theirs = found
+            return compare_traces(ours, theirs, 0, free, (left.name, right.name)), alone
+    raise AssertionError(f"{arch.name}: each of {TRIES} batches met a kink in {recipe.precision}.")
+
+
+def meets_kinks(precision: Precision) -> bool:
+    """Whether a small batch may be free of kinks in this precision, and is then to be taken."""
+    return precision in ("float64", "float32")
+
+
+def _tries(recipe: Recipe, arch: Arch, device: str) -> Iterator[tuple[TorchSide, FlaxSide, Batch]]:
+    """Both sides with the same weights, drawn anew, and one batch after the other; Flax's step is compiled once."""
+    left, right = make_pair(recipe, arch, 1, device=device)
+    start = right.state
+    for seed in range(TRIES):
+        if seed:
+            left, right.state = TorchSide(torch_impl.state.init_state(recipe, arch, 1, left.state.device), arch), start
+        yield left, right, one_batch(recipe, arch, seed)
 
 
 def _rounded(exact: Trace, like: Trace) -> Trace:
@@ -155,5 +171,6 @@ def _branches(trace: Trace, arch: Arch) -> Iterator[np.ndarray]:
         yield seen[name] > 0
 
 
-def _batch(recipe: Recipe, seed: int) -> Batch:
-    return next(first_batches(pixels(ARCHS[recipe.arch], BATCH, seed), recipe, 1))
+def one_batch(recipe: Recipe, arch: Arch, seed: int) -> Batch:
+    """Random pixels of an architecture's size."""
+    return next(first_batches(pixels(arch, recipe.batch_size, seed), recipe, 1))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from importlib.util import find_spec
 from math import inf
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.arithmetic import MARKS, SIDE, check_products, named
 from common.errors import UserError
 from common.recipes.spec import Precision
 from common.system import keep_freed, peak_resident_bytes
@@ -51,18 +54,58 @@ def compute_in(precision: Precision, device: torch.device) -> AbstractContextMan
     return torch.autocast(device.type, getattr(torch, precision)) if mixed else nullcontext()
 
 
+def set_precision(precision: Precision) -> None:
+    """Multiply float32 numbers in float32 from now on, or in TF32 where a recipe says so, in this whole process.
+
+    PyTorch itself takes float32 for products and TF32 for convolutions. Of its two sets of switches only the older one
+    is touched: mixed with the newer, it raises.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    # Shapes hardly change, so that trying convolutions out pays; what wins may differ from run to run.
+    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+
+
+def be_deterministic() -> None:
+    """Let this process, from before its first product on, take only algorithms that repeat their results bit for bit.
+
+    Raises at the first step that has none.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+
+
+def products(device: torch.device) -> dict[str, str]:
+    """What float32 numbers are multiplied in at present, found by trying: see `common.arithmetic`."""
+    one = torch.eye(SIDE, device=device)
+    marks = torch.tensor([*MARKS.values()], device=device).repeat(SIDE)[:SIDE, None]
+    images = marks[:, :, None, None].expand(-1, SIDE // 4, 8, 8)
+    filters = F.pad(one[: SIDE // 4, : SIDE // 4, None, None], (1, 1, 1, 1))
+    dense, convolution = F.linear(marks.expand(-1, SIDE), one), F.conv2d(images, filters, padding=1)
+    kinds = {"dense": dense[:, 0], "convolution": convolution[:, 0, 4, 4]}
+    return {kind: named(left[: len(MARKS)].tolist()) for kind, left in kinds.items()}
+
+
 def check_precision(precision: Precision, device: torch.device) -> None:
     """Try a convolution and a product in a recipe's precision, before a run begins.
 
     Raises:
         UserError: the device does not compute in it.
     """
+    set_precision(precision)
     try:
         with compute_in(precision, device):
             features = F.conv2d(torch.ones(1, 8, 4, 4, device=device), torch.ones(8, 8, 3, 3, device=device))
             F.linear(features.flatten(1), torch.ones(2, 32, device=device))
     except RuntimeError as error:
         raise UserError(f"precision is {precision}, in which {describe(device)} does not compute: {error}.") from error
+    check_products(precision, products(device), describe(device))
+
+
+def compiles(device: torch.device) -> bool:
+    """Whether small functions are compiled unasked: on a GPU that PyTorch's compiler knows."""
+    return (
+        device.type == "cuda" and find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (7, 0)
+    )
 
 
 def check_compiler(device: torch.device) -> None:

@@ -7,6 +7,7 @@ always trains with these layers; the bare model keeps `nn.Dropout`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import sha1
 from math import ceil
 
@@ -76,20 +77,26 @@ def bernoulli(
         first: element to begin with; an int64 tensor where it is one.
         device: of the result.
     """
-    # A uniform is k * 2^-bits; it is below `keep` where the integer k is below the threshold.
-    bits = 52 if wide else 23
-    threshold = ceil((keep if wide else float(np.float32(keep))) * 2**bits)
-    mask = torch.empty(count, dtype=torch.bool, device=device)
-    chunk = _CHUNK if mask.is_cpu and not torch.compiler.is_compiling() else count
-    for start in range(0, count, chunk):
-        part = mask[start : start + chunk]
-        index = torch.arange(start, start + len(part), device=device) + first
+    return below(key, threshold(keep, wide=wide), torch.empty(count, dtype=torch.bool, device=device), first, wide)
+
+
+def threshold(keep: float, *, wide: bool) -> int:
+    """A uniform is k * 2^-bits; it is below `keep` where the whole number k is below this."""
+    return ceil((keep if wide else float(np.float32(keep))) * 2 ** (52 if wide else 23))
+
+
+def below(key: Words, threshold: int, mask: Tensor, first: int | Tensor, wide: bool) -> Tensor:
+    """Fill a mask, bool (count,), with whether the whole number behind each element's uniform is below a threshold."""
+    chunk = _CHUNK if mask.is_cpu and not torch.compiler.is_compiling() else len(mask)
+    for part in mask.split(chunk) if chunk < len(mask) else (mask,):
+        index = torch.arange(len(part), device=mask.device) + first
         high, low = threefry2x32(key, (index >> 32).int(), index.int())
         if wide:
             k = (high.long() & _WORD) << 20 | (low >> 12 & 0xFFFFF)
         else:
             k = (high ^ low) >> 9 & 0x7FFFFF
         torch.lt(k, threshold, out=part)
+        first = first + len(part)
     return mask
 
 
@@ -123,14 +130,22 @@ class SharedDropout(nn.Module):
         size: (height, width, channels) of the feature map that was flattened to make the input, if one was: PyTorch
             flattens it as C, H, W and Flax as H, W, C, so the mask is permuted.
         wide: as for `bernoulli`; None draws wide masks for float64 inputs.
+        fill: `below`, perhaps compiled.
     """
 
     key: Tensor
     row: Tensor
 
-    def __init__(self, rate: float, path: tuple[str, ...], size: Size | None = None, wide: bool | None = None) -> None:
+    def __init__(
+        self,
+        rate: float,
+        path: tuple[str, ...],
+        size: Size | None = None,
+        wide: bool | None = None,
+        fill: Callable[..., Tensor] = below,
+    ) -> None:
         super().__init__()
-        self.rate, self.path, self.size, self.wide = rate, path, size, wide
+        self.rate, self.path, self.size, self.wide, self.fill = rate, path, size, wide, fill
         # On the device, so that neither a compiled pass depends on their values nor the device waits for them.
         self.register_buffer("key", torch.zeros(2, dtype=torch.int32), persistent=False)
         self.register_buffer("row", torch.zeros((), dtype=torch.int64), persistent=False)
@@ -146,7 +161,8 @@ class SharedDropout(nn.Module):
             return x
         wide = x.dtype == torch.float64 if self.wide is None else self.wide
         key, first = (self.key[0], self.key[1]), self.row * x.shape[1:].numel()
-        mask = bernoulli(key, 1 - self.rate, x.numel(), wide=wide, first=first, device=x.device)
+        mask = torch.empty(x.numel(), dtype=torch.bool, device=x.device)
+        mask = self.fill(key, threshold(1 - self.rate, wide=wide), mask, first, wide)
         if self.size:
             height, width, channels = self.size
             mask = mask.view(-1, height, width, channels).permute(0, 3, 1, 2)
@@ -158,7 +174,9 @@ class SharedDropout(nn.Module):
         return f"rate={self.rate}, path={'/'.join(self.path)}"
 
 
-def share_dropout(model: nn.Module, feature_size: Size, seed: int, wide: bool | None = None) -> StepKey:
+def share_dropout(
+    model: nn.Module, feature_size: Size, seed: int, wide: bool | None = None, *, compiled: bool = False
+) -> StepKey:
     """Put `SharedDropout` in the place of a model's `nn.Dropout` layers, which keep their names.
 
     Args:
@@ -166,15 +184,17 @@ def share_dropout(model: nn.Module, feature_size: Size, seed: int, wide: bool | 
         feature_size: `arch.feature_size`; the first dropout acts on this feature map, flattened.
         seed: of the run.
         wide: as for `SharedDropout`.
+        compiled: draw masks by one compiled function for all sizes: eager PyTorch goes over them in some hundred
+            passes, each of which a GPU has to be told.
 
     Returns:
         The key to move with every step.
     """
-    shared = []
+    shared, fill = [], torch.compile(below, dynamic=True) if compiled else below
     layers = [(name, module) for name, module in model.named_children() if isinstance(module, nn.Dropout)]
     for place, (name, module) in enumerate(layers):
         size = feature_size if place == 0 else None
-        shared.append(SharedDropout(module.p, (name,), size, wide))
+        shared.append(SharedDropout(module.p, (name,), size, wide, fill))
         setattr(model, name, shared[-1])
     return StepKey(seed, shared)
 

@@ -39,6 +39,10 @@ class Engine:
     loop: Callable[[TrainState, Iterable[Step], AfterStep[TrainState]], TrainState]
     framework: Framework = "torch"
 
+    def be_deterministic(self) -> None:
+        """Take only algorithms that repeat their results."""
+        device.be_deterministic()
+
     def in_touch(self) -> AbstractContextManager[None]:
         """Say in a sentence that another process is gone."""
         return world.in_touch()
@@ -118,6 +122,10 @@ class Engine:
     def describe(self, state: TrainState) -> str:
         """The device in words."""
         return device.describe(state.device)
+
+    def products(self, state: TrainState) -> dict[str, str]:
+        """What its float32 numbers are multiplied in, found by trying."""
+        return device.products(state.device)
 
     def peak_memory(self, state: TrainState) -> int:
         """The most bytes that were held at once."""

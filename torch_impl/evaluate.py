@@ -15,7 +15,7 @@ from common.reports.evaluation import Watch
 from common.runs.scores import Scores
 from common.weights.network import Network
 from torch_impl import weights
-from torch_impl.device import compute_in, constant, pick_device
+from torch_impl.device import compute_in, constant, pick_device, set_precision
 from torch_impl.feed import Feed, Inputs, feeds
 from torch_impl.model import AlexNet, LeNet, build
 from torch_impl.preprocess import crop, preprocess
@@ -116,6 +116,7 @@ def open_network(network: Network, device: str) -> AlexNet | LeNet:
     Raises:
         UserError: its file cannot be had or read, or does not fit.
     """
+    set_precision(network.recipe.precision)
     if network.path:
         model = weights.load_model(network.path, network.arch, network.recipe.param_dtype)
     else:

@@ -103,4 +103,4 @@ def _drawn(batch: Batch, device: torch.device) -> tuple[dict[str, Tensor], Facts
 
 def _move(array: np.ndarray, device: torch.device) -> Tensor:
     tensor = torch.as_tensor(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)

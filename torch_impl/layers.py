@@ -1,4 +1,4 @@
-"""What PyTorch lacks: response norm in float32, batch norm over the rows of several processes on a CPU."""
+"""What PyTorch lacks: response norm in float32 and pooling whose gradients repeat, batch norm of several processes."""
 
 from __future__ import annotations
 
@@ -7,17 +7,42 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class LocalResponseNorm(nn.LocalResponseNorm):
-    """PyTorch's, in float32 at least: added to k in bfloat16, alpha times the squares would vanish."""
+    """PyTorch's, in float32 at least: added to k in bfloat16, alpha times the squares would vanish.
+
+    It averages over the channels as the last axis, in one dimension: the gradient of PyTorch's own, an average in three
+    dimensions, differs from run to run on a GPU.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> the same, in its dtype."""
-        wide, kind = torch.promote_types(x.dtype, torch.float32), x.device.type
+        wide, kind = x.to(torch.promote_types(x.dtype, torch.float32)), x.device.type
         with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
-            return super().forward(x.to(wide)).to(x.dtype)
+            last = wide.permute(0, 2, 3, 1)
+            squares = F.pad(last.square().flatten(1, 2), (self.size // 2, (self.size - 1) // 2))
+            means = F.avg_pool1d(squares, self.size, stride=1).view(last.shape)
+            return (last / (self.k + self.alpha * means) ** self.beta).permute(0, 3, 1, 2).to(x.dtype)
+
+
+class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
+    """PyTorch's, by the slices that it averages: its own gradient differs from run to run on a GPU."""
+
+    output_size: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, bins, bins). Bin i of n pixels covers floor(i * n / bins) up to, not including,
+        ceil((i + 1) * n / bins)."""
+        bins = self.output_size
+        for axis in (2, 3):
+            pixels = x.shape[axis]
+            if pixels != bins:
+                edges = [(i * pixels // bins, -(-(i + 1) * pixels // bins)) for i in range(bins)]
+                x = torch.cat([x.narrow(axis, i, j - i).mean(axis, keepdim=True) for i, j in edges], axis)
+        return x
 
 
 def synchronise_norms(model: nn.Module) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from common.arch.spec import After, Arch, AvgPool, ConvSpec, MaxPool
 from common.errors import UserError
-from torch_impl.layers import LocalResponseNorm
+from torch_impl.layers import AdaptiveAvgPool2d, LocalResponseNorm
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
 
@@ -71,7 +71,7 @@ class AlexNet(nn.Module):
         self.conv3 = ConvBlock(conv3, conv2.features, arch.activation)
         self.conv4 = ConvBlock(conv4, conv3.features, arch.activation)
         self.conv5 = ConvBlock(conv5, conv4.features, arch.activation)
-        self.pool = nn.AdaptiveAvgPool2d(arch.adaptive_pool) if arch.adaptive_pool else nn.Identity()
+        self.pool = AdaptiveAvgPool2d(arch.adaptive_pool) if arch.adaptive_pool else nn.Identity()
         self.drop6 = nn.Dropout(fc6.dropout)
         self.fc6 = nn.Linear(height * width * channels, fc6.features)
         self.drop7 = nn.Dropout(fc7.dropout)
@@ -115,7 +115,7 @@ class LeNet(nn.Module):
         self.activation = ACTIVATIONS[arch.activation]
         self.conv1 = ConvBlock(conv1, arch.image[2], arch.activation)
         self.conv2 = ConvBlock(conv2, conv1.features, arch.activation)
-        self.pool = nn.AdaptiveAvgPool2d(arch.adaptive_pool) if arch.adaptive_pool else nn.Identity()
+        self.pool = AdaptiveAvgPool2d(arch.adaptive_pool) if arch.adaptive_pool else nn.Identity()
         self.drop3 = nn.Dropout(fc3.dropout)
         self.fc3 = nn.Linear(height * width * channels, fc3.features)
         self.drop4 = nn.Dropout(fc4.dropout)

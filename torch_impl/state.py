@@ -15,6 +15,7 @@ from common.arch.initializers import get_init
 from common.arch.spec import Arch
 from common.recipes.spec import Recipe
 from common.world import ALONE, World
+from torch_impl.device import compiles, set_precision
 from torch_impl.dropout import StepKey, share_dropout
 from torch_impl.init import initialize
 from torch_impl.model import AlexNet, LeNet, build
@@ -64,9 +65,10 @@ def init_state(recipe: Recipe, arch: Arch, steps: int, device: torch.device, *, 
         device: to train on.
         compiled: let PyTorch compile preprocessing and network, once for each shape; see `check_compiler`.
     """
+    set_precision(recipe.precision)
     model = build(arch)
     initialize(model, get_init(recipe.init), recipe.seed)
-    dropout = share_dropout(model, arch.feature_size, recipe.seed)
+    dropout = share_dropout(model, arch.feature_size, recipe.seed, compiled=compiles(device))
     dtype = getattr(torch, recipe.param_dtype)
     model.to(device, dtype).to(memory_format=torch.channels_last)  # the batches arrive channels last: no copies
     tune = recipe.finetune

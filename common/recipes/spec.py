@@ -182,7 +182,7 @@ class Preprocess:
         return self.host_resize or self.crop or self.resize or arch.image[0]
 
 
-Precision = Literal["float32", "float64", "bfloat16", "float16"]
+Precision = Literal["float32", "tf32", "float64", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -204,8 +204,9 @@ class Recipe:
             or the convolutions' alone, the "backbone".
         finetune: see its class.
         val_fraction: share of the training split held out to choose the best checkpoint.
-        precision: of the arithmetic. `float32` and `float64` hold for everything; under `bfloat16` and `float16` the
-            layers compute in it, while parameters, statistics, loss and optimizer stay float32 (Micikevicius et al.,
+        precision: of the arithmetic. `float32` and `float64` hold for everything, on every device; `tf32` is float32
+            whose products a GPU rounds to TF32's ten bits on the way in; under `bfloat16` and `float16` the layers
+            compute in it, while parameters, statistics, loss and optimizer stay float32 (Micikevicius et al.,
             "Mixed precision training", arXiv:1710.03740).
         seed: of every random number of the run.
     """

@@ -28,8 +28,19 @@ def write_manifest(
     class_names: tuple[str, ...],
     init_from: Path | None = None,
     data: Mapping[Split, Dataset] | None = None,
+    arithmetic: Mapping[str, Any] | None = None,
 ) -> None:
     """Record what the run's numbers depend on besides the recipe; a resumed run keeps what it recorded first.
+
+    Args:
+        run: the folder.
+        framework: that trains.
+        device: in words.
+        arch: of the network.
+        class_names: in label order.
+        init_from: the weights that training starts from.
+        data: the splits, whose examples are counted and hashed.
+        arithmetic: how the device computes. A resumed run that computes otherwise says so.
 
     Raises:
         UserError: a resumed run's `data`, by split, is not what it began with.
@@ -40,12 +51,14 @@ def write_manifest(
     }
     if (run.path / "manifest.json").exists():
         _check_data(run, prints, class_names)
+        _note_arithmetic(run, arithmetic)
         return
     write_json(
         run.path / "manifest.json",
         {
             "framework": framework,
             "device": device,
+            "arithmetic": arithmetic,
             "seed": run.recipe.seed,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": sys.argv,
@@ -59,6 +72,18 @@ def write_manifest(
             "init_from": {"path": str(init_from.absolute()), "sha256": sha256(init_from)} if init_from else None,
         },
     )
+
+
+def _note_arithmetic(run: RunFolder, now: Mapping[str, Any] | None) -> None:
+    """Say where a resumed run computes otherwise than it began; older runs do not say how."""
+    before: Any = run.manifest.get("arithmetic")
+    if isinstance(before, dict) and now is not None and before != now:
+        changed = ", ".join(
+            f"{name} {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name]
+        )
+        print(
+            f"note: the run began with {changed}: what follows may differ from it in its last digits", file=sys.stderr
+        )
 
 
 def _check_data(run: RunFolder, prints: Mapping[Split, dict[str, Any]], class_names: Sequence[str]) -> None:

@@ -36,6 +36,9 @@ class Engine(Protocol[State]):
     def framework(self) -> Framework:
         """Its name."""
 
+    def be_deterministic(self) -> None:
+        """Take only algorithms that repeat their results; comes before everything else."""
+
     def in_touch(self) -> AbstractContextManager[None]:
         """Say in a sentence that another process is gone."""
 
@@ -83,6 +86,9 @@ class Engine(Protocol[State]):
 
     def describe(self, state: State) -> str:
         """The device in words."""
+
+    def products(self, state: State) -> dict[str, str]:
+        """What its float32 numbers are multiplied in, found by trying: a name for each kind of product."""
 
     def peak_memory(self, state: State) -> int:
         """The most bytes that were held at once."""

@@ -40,6 +40,8 @@ def fit(engine: Engine[State], recipe: Recipe, options: TrainOptions) -> Path | 
         UserError: data, weights or folder are not as needed, or training cannot go on; says what to do.
         Stopped: a signal has asked to stop.
     """
+    if options.deterministic:
+        engine.be_deterministic()
     with engine.in_touch():
         train, test = (
             replace(data, workers=options.workers) for data in load_dataset(recipe.dataset, options.data_dir)
@@ -93,7 +95,12 @@ def _lead(job: _Job[State], state: State) -> Path:
     out = options.out or default_folder(recipe, engine.framework)
     with open_or_create(out, recipe, engine.framework, resume=options.resume) as run:
         place, names = world.describe(engine.describe(state)), job.data["train"].class_names
-        write_manifest(run, engine.framework, place, job.arch, names, options.init_from, job.data)
+        arithmetic = {
+            "products": engine.products(state),
+            "deterministic": options.deterministic,
+            "compiled": options.compile,
+        }
+        write_manifest(run, engine.framework, place, job.arch, names, options.init_from, job.data, arithmetic)
         journal = Journal(
             run, engine.framework, job.arch, job.steps, options.log_every, options.checkpoint_every, options.keep
         )

@@ -13,7 +13,7 @@ Device = Literal["auto", "cpu", "gpu"]
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What a command says besides the recipe; nothing here changes the numbers.
+    """What a command says besides the recipe; nothing here changes the numbers, but for a GPU's rounding.
 
     Attributes:
         out: the run folder; a new one below `runs` when not given.
@@ -26,6 +26,8 @@ class TrainOptions:
         checkpoint_every: steps between two checkpoints within an epoch, besides the one after each (default: none).
         keep: how many checkpoints stay, the newest; the best stays as well (default: all).
         workers: processes that decode photographs ahead; 0 decodes in threads of this one.
+        deterministic: take only algorithms that repeat their results bit for bit, which a GPU does not by itself, and
+            which take longer there; a CPU does anyway.
         compile: let PyTorch compile the step with torch.compile, which takes its time at the start; JAX always does.
     """
 
@@ -38,6 +40,7 @@ class TrainOptions:
     checkpoint_every: int | None = None
     keep: int | None = None
     workers: int = 0
+    deterministic: bool = False
     compile: bool = False
 
     def check(self) -> None:

@@ -31,8 +31,8 @@ RENAMED = {
     ("weights", "load_model"): "load_variables",
     ("device", "compute_in"): "compute_dtype",
 }
-# JAX's types are arguments of a model, PyTorch's follow from its parameters; PyTorch's constants are not compiled in.
-ONE_SIDED = {("flax_impl", "device"): {"model_dtypes"}, ("torch_impl", "device"): {"constant"}}
+# JAX's types are arguments of a model, PyTorch's follow from its parameters; JAX compiles everything, constants too.
+ONE_SIDED = {("flax_impl", "device"): {"model_dtypes"}, ("torch_impl", "device"): {"constant", "compiles"}}
 
 # A Flax module's fields and free functions are attributes in PyTorch.
 NOT_LAYERS = {"arch", "activation"}

@@ -1,44 +1,46 @@
-"""What a GPU refuses, refused without one: PyTorch's steps on tensors that know that they are on CUDA and hold nothing.
-
-Such tensors obey CUDA's rules (no numpy array of them, no mixing with a CPU's, no number read back inside a step), so
-what would fail on a GPU, or wait for it, fails here. Keys of dropout masks are whole numbers of the host, and real.
-"""
+"""What a GPU refuses, refused without one: steps, whole runs and the tests for a GPU themselves, on a CPU's tensors
+under CUDA's rules (`parity_tests.cuda_rules`); and what differs from run to run there."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import jax
 import numpy as np
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import flax_impl.evaluate
 import flax_impl.train
 import torch_impl.device
-import torch_impl.dropout
 import torch_impl.evaluate
 import torch_impl.train
 import torch_impl.world
 from common.arch.spec import Arch
-from common.data.batch import Batch, Facts
+from common.arch.zoo import ARCHS
+from common.data.batch import Batch
 from common.recipes.spec import Optimizer, Precision, Recipe
+from common.recipes.zoo import RECIPES
+from common.training.options import TrainOptions
 from common.world import World
 from flax_impl import feed as flax_feed
-from parity_tests.material import first_batches
+from parity_tests.cuda_rules import GPU, CudaRules, Refused, cuda_rules, step
+from parity_tests.material import first_batches, narrow
+from parity_tests.results import ROOT
 from parity_tests.sides import make_states
+from parity_tests.single_step import one_batch, recipe_for
 from parity_tests.subjects import subjects, with_everything
 from parity_tests.tests.proof.test_gpu import need_gpu
 from torch_impl import feed as torch_feed
-from torch_impl.state import TrainState, init_state
-
-# PyTorch's backward pass runs on "cuda" with a GPU alone. Of this one it keeps to the same rules, and to no kernels.
-GPU = torch.device("meta")
+from torch_impl.state import init_state
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Case:
     batch: Batch
 
 
-def case(name: str, precision: Precision, **changes: Any) -> Case:
+def case(name: str, precision: Precision = "float32", **changes: Any) -> Case:
     subject = subjects()["plain" if name in ("adamw", "clip", "accumulate") else name]
     recipe = with_everything(subject.recipe) if name == "accumulate" else subject.recipe
     recipe = replace(recipe, precision=precision, **changes)
@@ -58,7 +60,7 @@ def case(name: str, precision: Precision, **changes: Any) -> Case:
     return Case(recipe, subject.arch, batch)
 
 
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "accumulate": {},
     "batch norm": {},
@@ -68,95 +70,56 @@ CASES = {
 }
 
 
-@contextmanager
-def cuda_without_one(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every tensor that is made in the block is an empty one, with a shape, a dtype and a device, and its rules."""
-    fold_in = torch_impl.dropout.fold_in
-
-    def on_the_host(key: Any, data: int) -> Any:
-        with unset_fake_temporarily():
-            return fold_in(key, data)
-
-    monkeypatch.setattr(torch_impl.dropout, "fold_in", on_the_host)
-    monkeypatch.setattr(torch.nn.Module, "_apply", _apply)
-    optimizers = sys.modules[torch.optim.Optimizer.__module__]
-    monkeypatch.setattr(optimizers, "_get_fused_kernels_supported_devices", lambda: [GPU.type])
-    sgd = torch.optim.SGD  # whose fused kernel needs a device that computes
-    monkeypatch.setattr(torch.optim, "SGD", lambda *args, **options: sgd(*args, **{**options, "fused": False}))
+@pytest.fixture
+def rules() -> Iterator[CudaRules]:
     torch_impl.device.constant.cache_clear()
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            yield
-    finally:
-        torch_impl.device.constant.cache_clear()
+    with cuda_rules() as rules:
+        yield rules
+    torch_impl.device.constant.cache_clear()
 
 
-def _apply(module: torch.nn.Module, function: Any, recurse: bool = True) -> torch.nn.Module:
-    """`Module.to` puts new contents into the same tensors, which those without contents do not take: take new ones."""
-    for child in module.children():
-        child._apply(function)
-    for name, parameter in module._parameters.items():
-        if parameter is not None:
-            module._parameters[name] = torch.nn.Parameter(function(parameter.detach()), parameter.requires_grad)
-    for name, buffer in module._buffers.items():
-        module._buffers[name] = function(buffer)
-    return module
-
-
-def inputs_of(batch: Batch) -> torch_feed.Inputs:
-    def empty(array: np.ndarray) -> torch.Tensor:
-        with unset_fake_temporarily():
-            dtype = torch.as_tensor(array).dtype
-        return torch.empty(array.shape, dtype=dtype, device=GPU)
-
-    draws = {name: empty(array) for name, array in batch.draws.items()}
-    facts = Facts(*(None if array is None else empty(array) for array in batch.facts))
-    return torch_feed.Inputs(empty(batch.images), empty(batch.labels).long(), draws, facts)
-
-
-def two_steps(given: Case) -> tuple[TrainState, dict[str, torch.Tensor]]:
+def two_steps(rules: CudaRules, given: Case) -> tuple[Any, dict[str, torch.Tensor]]:
     """The second step finds constants, optimizer memory and statistics where the first one left them."""
-    state, inputs = init_state(given.recipe, given.arch, 4, GPU), inputs_of(given.batch)
-    torch_impl.train.train_step(state, inputs)
-    with no_constants():
-        return state, torch_impl.train.train_step(state, inputs)
+    state, inputs = init_state(given.recipe, given.arch, 4, GPU), torch_feed.to_device(given.batch, GPU)
+    train_step = step(rules, torch_impl.train.train_step)
+    train_step(state, inputs)
+    return state, train_step(state, inputs)
 
 
-@contextmanager
-def no_constants() -> Iterator[None]:
-    """Refuse to make a tensor on the GPU from numbers of the host, for which it would be waited."""
-
-    class Refuse(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            device = str((kwargs or {}).get("device"))
-            if function in (torch.tensor, torch.as_tensor, torch.from_numpy) and device == GPU.type:
-                raise AssertionError(f"a constant is made on the GPU in a step: {args[0]}")
-            return function(*args, **(kwargs or {}))
-
-    with Refuse():
-        yield
-
-
-@pytest.mark.parametrize(("name", "precision"), [*((name, "float32") for name in CASES), ("accumulate", "float64")])
-def test_a_step_keeps_to_the_device(name: str, precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
-    with cuda_without_one(monkeypatch):
-        state, sums = two_steps(case(name, precision, **CASES[name]))
-        assert {value.device for value in sums.values()} == {GPU}
-        assert {parameter.device for parameter in state.model.parameters()} == {GPU}
-        monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: None)
-        total = torch_impl.world.add_up(sums, World(0, 2, even=False))
-        assert {value.device for value in total.values()} == {GPU}
+@pytest.mark.parametrize(
+    ("name", "precision"), [*((name, "float32") for name in CASES), ("accumulate", "float64"), ("plain", "bfloat16")]
+)
+def test_a_step_keeps_to_the_device(
+    name: str, precision: Precision, rules: CudaRules, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, sums = two_steps(rules, case(name, precision, **CASES[name]))
+    assert {value.device for value in (*sums.values(), *state.model.parameters())} == {GPU}
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: None)
+    total = torch_impl.world.add_up(sums, World(0, 2, even=False))
+    assert {value.device for value in total.values()} == {GPU}
 
 
 @pytest.mark.parametrize("ten", [False, True])
-def test_an_evaluation_keeps_to_the_device(ten: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = case("plain", "float32")
-    with cuda_without_one(monkeypatch):
-        state, inputs = init_state(given.recipe, given.arch, 4, GPU), inputs_of(given.batch)
-        torch_impl.evaluate.eval_step(state.model, inputs, given.recipe, ten=ten)
-        with no_constants():
-            found = torch_impl.evaluate.eval_step(state.model, inputs, given.recipe, ten=ten)
-        assert {value.device for value in found.values()} == {GPU}
+def test_an_evaluation_keeps_to_the_device(ten: bool, rules: CudaRules) -> None:
+    given = case("plain")
+    state, inputs = init_state(given.recipe, given.arch, 4, GPU), torch_feed.to_device(given.batch, GPU)
+    eval_step = step(rules, torch_impl.evaluate.eval_step)
+    eval_step(state.model, inputs, given.recipe, ten=ten)
+    found = eval_step(state.model, inputs, given.recipe, ten=ten)
+    assert {value.device for value in found.values()} == {GPU}
+
+
+def test_a_whole_run_keeps_to_the_device(rules: CudaRules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training, evaluation, checkpoints and the published network, as `python -m torch_impl.train` does them."""
+    for module in (torch_impl.device, torch_impl.evaluate):
+        monkeypatch.setattr(module, "pick_device", lambda name: GPU)
+    monkeypatch.setattr(torch_impl.train, "train_step", step(rules, torch_impl.train.train_step))
+    monkeypatch.setattr(torch_impl.evaluate, "eval_step", step(rules, torch_impl.evaluate.eval_step))
+    recipe = replace(RECIPES["digits"], arch="lenet", epochs=1, val_fraction=0.2)
+    recipe = replace(recipe, preprocess=replace(recipe.preprocess, resize=28))
+    run = torch_impl.train.fit(recipe, TrainOptions(out=tmp_path / "run"))
+    assert run is not None
+    assert (run / "model.safetensors").exists()
 
 
 def _read_back(f: Any, logits: torch.Tensor, targets: torch.Tensor, **keywords: Any) -> torch.Tensor:
@@ -174,24 +137,55 @@ def _other_device(f: Any, logits: torch.Tensor, targets: torch.Tensor, **keyword
     return f(logits, targets, **keywords) + torch.ones(1)
 
 
+def _stacked(f: Any, logits: torch.Tensor, targets: torch.Tensor, **keywords: Any) -> torch.Tensor:
+    return torch.stack([f(logits, targets, **keywords), torch.tensor(0.0)]).sum()
+
+
 def _number(f: Any, logits: torch.Tensor, targets: torch.Tensor, **keywords: Any) -> torch.Tensor:
     return f(logits, targets, **keywords) * torch.tensor(1.5, device=logits.device)
 
 
-@pytest.mark.parametrize("fault", [_read_back, _as_array, _other_device, _number], ids=lambda fault: fault.__name__[1:])
+def _moved(f: Any, logits: torch.Tensor, targets: torch.Tensor, **keywords: Any) -> torch.Tensor:
+    return f(logits.to("cpu"), targets.cpu(), **keywords)
+
+
+FAULTS = {
+    _read_back: "item: a number is read back",
+    _as_array: "becomes no numpy array",
+    _other_device: "not on the same device",
+    _stacked: "stack: tensors are not on the same device",
+    _number: "a constant is made on the GPU",
+    _moved: "a number is read back",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__[1:])
 def test_a_planted_fault_is_refused(fault: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is quite in order on a CPU."""
-    original, given = torch.nn.functional.cross_entropy, case("plain", "float32")
+    original, given = torch.nn.functional.cross_entropy, case("plain")
     monkeypatch.setattr(
         torch.nn.functional, "cross_entropy", lambda *args, **options: fault(original, *args, **options)
     )
     state = init_state(given.recipe, given.arch, 4, torch.device("cpu"))
     torch_impl.train.train_step(state, torch_feed.to_device(given.batch, torch.device("cpu")))
-    with (
-        cuda_without_one(monkeypatch),
-        pytest.raises(Exception, match=r"local_scalar_dense|numpy|same device|on the GPU"),
-    ):
-        two_steps(given)
+    torch_impl.device.constant.cache_clear()
+    with cuda_rules() as rules, pytest.raises(Refused, match=FAULTS[fault]):
+        two_steps(rules, given)
+    torch_impl.device.constant.cache_clear()
+
+
+def test_the_tests_for_a_gpu_run(tmp_path: Path) -> None:
+    """All of them, in small, under CUDA's rules: when there is a GPU, they measure."""
+    report = tmp_path / "report.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", f"--junit-xml={report}", "-p", "no:cacheprovider"]
+    command.append("parity_tests/tests/proof/test_gpu.py")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(
+        command, cwd=ROOT, env=kept | {"PARITY_DEVICE": "cpu"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    [suite] = ElementTree.parse(report).getroot()
+    assert int(suite.attrib["tests"]) - int(suite.attrib["skipped"]) > 40
 
 
 def test_a_gpu_that_is_asked_for_must_be_there() -> None:
@@ -205,7 +199,7 @@ def test_a_gpu_that_is_asked_for_must_be_there() -> None:
 
 def test_a_flax_step_moves_nothing_by_itself() -> None:
     """Once its inputs are on the device: JAX is told to refuse what it would otherwise copy without a word."""
-    given = case("plain", "float32")
+    given = case("plain")
     _, state = make_states(given.recipe, given.arch, 4)
     inputs = flax_feed.to_device(given.batch, jax.devices("cpu")[0])
     with jax.transfer_guard("disallow"):
@@ -214,3 +208,60 @@ def test_a_flax_step_moves_nothing_by_itself() -> None:
         found = flax_impl.evaluate.eval_step(state.model, state.variables, inputs, given.recipe)
     assert np.isfinite(float(sums["loss"]))
     assert float(found["count"]) == len(given.batch.labels)
+
+
+# Whose results differ from run to run on a GPU, of those that a step like ours could meet: the list of
+# https://docs.pytorch.org/docs/stable/generated/torch.use_deterministic_algorithms.html
+DIFFERING = (
+    *("adaptive_avg_pool2d_backward", "avg_pool3d_backward", "adaptive_max_pool2d_backward", "scatter_add", "put_"),
+    *("max_pool3d_with_indices_backward", "fractional_max_pool2d_backward", "upsample_bilinear2d_backward", "histc"),
+    *("reflection_pad2d_backward", "replication_pad2d_backward", "grid_sampler_2d_backward", "nll_loss2d", "cumsum"),
+    *("embedding_bag", "bincount", "median", "kthvalue", "ctc_loss", "index_add", "scatter_reduce"),
+)
+
+
+class Operations(TorchDispatchMode):
+    """Notes what PyTorch computes, the backward pass included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(str(function.overloadpacket).removeprefix("aten."))
+        return function(*args, **(kwargs or {}))
+
+
+def differing(arch: Arch, recipe: Recipe) -> set[str]:
+    state = init_state(recipe, arch, 1, torch.device("cpu"))
+    inputs = torch_feed.to_device(one_batch(recipe, arch, 0), state.device)
+    with Operations() as seen:
+        torch_impl.train.train_step(state, inputs)
+    assert {"convolution_backward", "max_pool2d_with_indices_backward"} <= seen.names
+    return {name for name in seen.names for word in DIFFERING if word in name}
+
+
+@pytest.mark.parametrize("name", ARCHS)
+def test_nothing_in_a_step_differs_from_run_to_run(name: str) -> None:
+    """So that `--deterministic` finds an algorithm for everything; where an adaptive pool has something to do, too."""
+    arch = narrow(ARCHS[name])
+    assert not differing(arch, recipe_for(name, "float32"))
+    if arch.adaptive_pool:
+        height, width, _ = arch.image
+        assert not differing(arch.adapt(height=height + 31, width=width + 31), recipe_for(name, "float32"))
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "plain", "word"),
+    [
+        ("alexnet_lrn", "LocalResponseNorm", torch.nn.LocalResponseNorm, "avg_pool3d_backward"),
+        ("alexnet", "AdaptiveAvgPool2d", torch.nn.AdaptiveAvgPool2d, "adaptive_avg_pool2d_backward"),
+    ],
+)
+def test_pytorchs_own_layers_differ(
+    name: str, own: str, plain: Any, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_impl.model, own, plain)
+    arch = narrow(ARCHS[name])
+    found = differing(arch.adapt(height=255, width=255), recipe_for(name, "float32"))
+    assert any(word in each for each in found)

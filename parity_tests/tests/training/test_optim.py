@@ -37,7 +37,7 @@ SPECS = {
 } | {name: recipe.optimizer for name, recipe in RECIPES.items()}
 
 
-def _gradients(seed: int) -> list[dict[str, np.ndarray]]:
+def gradients(seed: int) -> list[dict[str, np.ndarray]]:
     """Of very different sizes, some of them zero, as those of dead units are."""
     rng = np.random.default_rng(seed)
     rows = []
@@ -49,22 +49,24 @@ def _gradients(seed: int) -> list[dict[str, np.ndarray]]:
     return rows
 
 
-def _torch_path(spec: Optimizer, start: dict[str, np.ndarray], rows: list[dict[str, np.ndarray]]) -> list[np.ndarray]:
-    parameters = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in start.items()}
+def torch_path(
+    spec: Optimizer, start: dict[str, np.ndarray], rows: list[dict[str, np.ndarray]], device: torch.device | str = "cpu"
+) -> list[np.ndarray]:
+    parameters = torch.nn.ParameterDict({name: torch.tensor(value) for name, value in start.items()}).to(device)
     optimizer = torch_optim.build_optimizer(spec, parameters.values())
     schedule = torch_optim.build_schedule(optimizer, SCHEDULE, PER_EPOCH, -(-STEPS // PER_EPOCH))
     path = []
     for row in rows:
         for name, parameter in parameters.items():
-            parameter.grad = torch.tensor(row[name])
+            parameter.grad = torch.tensor(row[name], device=device)
         torch_optim.clip_gradients(parameters.values(), spec.clip_norm)
         optimizer.step()
         schedule.step()
-        path.append(np.concatenate([p.detach().numpy().ravel() for p in parameters.values()]))
+        path.append(np.concatenate([parameters[name].numpy(force=True).ravel() for name in start]))
     return path
 
 
-def _flax_path(spec: Optimizer, start: dict[str, np.ndarray], rows: list[dict[str, np.ndarray]]) -> list[np.ndarray]:
+def flax_path(spec: Optimizer, start: dict[str, np.ndarray], rows: list[dict[str, np.ndarray]]) -> list[np.ndarray]:
     rate = flax_optim.build_schedule(SCHEDULE, spec.lr, PER_EPOCH, -(-STEPS // PER_EPOCH))
     tx = flax_optim.build_optimizer(spec, rate)
     params = jax.tree.map(jnp.asarray, start)
@@ -85,9 +87,9 @@ def _flax_path(spec: Optimizer, start: dict[str, np.ndarray], rows: list[dict[st
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", SPECS)
 def test_a_thousand_steps(name: str) -> None:
-    spec, rows = SPECS[name], _gradients(1)
+    spec, rows = SPECS[name], gradients(1)
     start = {name: np.random.default_rng(0).standard_normal(shape) for name, shape in SHAPES.items()}
-    ours, theirs = _torch_path(spec, start, rows), _flax_path(spec, start, rows)
+    ours, theirs = torch_path(spec, start, rows), flax_path(spec, start, rows)
     worst = max(float(np.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True))
     assert worst < 1e-12, worst
     # The path is long enough to show a wrong rate: every step moves the parameters.
@@ -97,10 +99,10 @@ def test_a_thousand_steps(name: str) -> None:
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("change", [{"eps": 1e-7}, {"weight_decay": 1e-4}, {"beta2": 0.998}, {"lr": 1.001e-3}])
 def test_a_wrong_hyperparameter_shows(change: dict[str, float]) -> None:
-    spec, rows = SPECS["adamw"], _gradients(1)
+    spec, rows = SPECS["adamw"], gradients(1)
     start = {name: np.ones(shape) for name, shape in SHAPES.items()}
     wrong = replace(spec, **change)  # type: ignore[arg-type]
-    ours, theirs = _torch_path(spec, start, rows), _flax_path(wrong, start, rows)
+    ours, theirs = torch_path(spec, start, rows), flax_path(wrong, start, rows)
     assert max(float(np.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True)) > 1e-9
 
 

@@ -66,6 +66,7 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "copy-done", "async-done"}
 _BODIES = {"while": r"body=(%[\w.-]+)", "call": r"to_apply=(%[\w.-]+)", "conditional": r"computations?=\{?([^}]*)"}
 ROLES = ("input", "kernel", "output")  # of a convolution's arrays
+_PRODUCT = re.compile("gemm|matmul")  # cuBLAS's names
 _HOST = {"infeed", "outfeed", "send", "recv"}
 
 
@@ -174,7 +175,7 @@ def _shapes(text: str) -> tuple[Shape, ...]:
 def _kind(op: Op) -> str:
     if "dim_labels=" in op.line:
         return "convolutions"
-    if "gemm" in op.target or op.name.startswith("gemm"):
+    if _PRODUCT.search(op.target) or op.name.startswith("gemm"):
         return "products"
     return {"copy": "copies", "fusion": "fusions"}.get(op.kind, op.target or op.kind)
 
@@ -205,7 +206,7 @@ def _flops(where: Computation, op: Op) -> int:
         arrays = _arrays(where, op)
         kernel, labels = arrays["kernel"]
         return 2 * prod(arrays["output"][0].dims) * prod(kernel.dims) // kernel.dims[labels.index("o")]
-    if op.kind == "dot" or "gemm" in op.target:
+    if op.kind == "dot" or _PRODUCT.search(op.target):
         contracted = op.attribute(r'lhs_contracting_dim(?:ension)?s"?[=:][{\[]([^}\]]*)')
         dims = where[op.operands[0]].shapes[0].dims
         return 2 * prod(op.shapes[0].dims) * prod(dims[int(dim)] for dim in re.findall(r"\d+", contracted))

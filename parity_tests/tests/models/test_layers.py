@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import flax.linen as nn
@@ -65,6 +66,31 @@ def test_max_pool(pool: MaxPool, values: str) -> None:
     x = RNG.standard_normal((2, 9, 8, 3))
     x = {"distinct": x, "tied": np.rint(x), "negative": -np.abs(x) - 1}[values]
     _compare(torch_model._after(pool), lambda x: flax_model._after(pool, x), x)
+
+
+@pytest.mark.parametrize(
+    "pool", [MaxPool(3, 2), MaxPool(2, 2), MaxPool(3, 2, 1), MaxPool(3, 1, 1), MaxPool(2, 3), MaxPool(1, 2)]
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("values", ["distinct", "tied"])
+def test_max_pool_goes_back_as_if_by_comparing_rows_and_columns(pool: MaxPool, dtype: str, values: str) -> None:
+    """Bit for bit: JAX's own gradient of comparisons within rows, then within columns, adds up in the same order."""
+
+    def compared(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, [(0, 0), *[(pool.padding,) * 2] * 2, (0, 0)], constant_values=-jnp.inf)
+        for axis in (2, 1):
+            last = (x.shape[axis] - pool.size) // pool.stride * pool.stride
+            places = [jax.lax.slice_in_dim(x, i, i + last + 1, pool.stride, axis) for i in range(pool.size)]
+            x = reduce(lambda first, later: jnp.where(later > first, later, first), places)
+        return x
+
+    images = RNG.standard_normal((2, 9, 8, 3))
+    x = jnp.asarray(np.rint(images) if values == "tied" else images, dtype)
+    expected, expected_back = jax.vjp(compared, x)
+    found, found_back = jax.vjp(lambda x: layers.max_pool(x, pool), x)
+    gradient = jnp.asarray(RNG.standard_normal(found.shape), dtype)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(found_back(gradient)[0], expected_back(gradient)[0])
 
 
 class _Norm(nn.Module):

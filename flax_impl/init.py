@@ -15,7 +15,6 @@ from common.arch.initializers import Init, Kernel, fans
 from flax_impl.model import AlexNet, LeNet
 
 
-@partial(jax.jit, static_argnums=(0, 1))
 def initialize(model: AlexNet | LeNet, init: Init, seed: int) -> dict[str, Any]:
     """Draw every parameter anew.
 
@@ -27,8 +26,12 @@ def initialize(model: AlexNet | LeNet, init: Init, seed: int) -> dict[str, Any]:
     Returns:
         {"params": ...} and, where the model has batch norm, "batch_stats", in the model's parameter dtype.
     """
-    key, images = jax.random.key(seed), jnp.zeros((1, *model.arch.image), model.param_dtype)
-    variables = model.init(key, images, train=False)
+    return _draw(model, init, jax.random.key(seed))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _draw(model: AlexNet | LeNet, init: Init, key: Array) -> dict[str, Any]:
+    variables = model.init(key, jnp.zeros((1, *model.arch.image), model.param_dtype), train=False)
     flat = flatten_dict(variables["params"])
     keys = dict(zip(flat, jax.random.split(key, len(flat)), strict=True))
     for path, old in flat.items():

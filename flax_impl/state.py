@@ -29,6 +29,8 @@ class TrainState(train_state.TrainState):
         params, batch_stats: the variables of the network.
         opt_state: of `tx`, the recipe's optimizer with its schedule.
         scaler: of the loss.
+        key: of the run, two words made from the recipe's seed; a leaf, so that another seed is another value and not
+            another program.
         model, recipe: what is trained; no leaves.
         freeze_steps: so many optimizer steps leave the backbone as it is.
         processes: that train together, each with equally many rows of a batch.
@@ -36,6 +38,7 @@ class TrainState(train_state.TrainState):
 
     batch_stats: Any
     scaler: Scaler
+    key: Array
     model: AlexNet | LeNet = struct.field(pytree_node=False)
     recipe: Recipe = struct.field(pytree_node=False)
     freeze_steps: int = struct.field(pytree_node=False)
@@ -64,7 +67,7 @@ class TrainState(train_state.TrainState):
     @property
     def dropout_key(self) -> Array:
         """Of this step's masks."""
-        return jax.random.fold_in(jax.random.key(self.recipe.seed), self.step)
+        return jax.random.fold_in(jax.random.wrap_key_data(self.key), self.step)
 
 
 def init_state(recipe: Recipe, arch: Arch, steps: int, device: jax.Device) -> TrainState:
@@ -90,6 +93,7 @@ def init_state(recipe: Recipe, arch: Arch, steps: int, device: jax.Device) -> Tr
             tx=build_optimizer(recipe.optimizer, rate, is_head, tune.backbone_lr, freeze_steps),
             batch_stats=variables.get("batch_stats", {}),
             scaler=build_scaler(recipe.loss_scale, recipe.precision),
+            key=jax.random.key_data(jax.random.key(recipe.seed)),
             model=model,
             recipe=recipe,
             freeze_steps=freeze_steps,

@@ -1,17 +1,17 @@
 """Seconds of training until a test accuracy is reached, several runs: `python -m benchmarks.accuracy cifar10_fast`.
 
-As airbench counts (arXiv:2404.00498): training alone, on a device that is warm. Compilation is timed beside it, on a
-state that is thrown away; evaluation after each epoch is not counted.
+As airbench counts (arXiv:2404.00498): training alone, on a device that is warm. Compilation is timed beside it, before
+the first run, whose programs the later runs take over: another seed compiles nothing. Evaluation after each epoch is
+not counted. What is filed of the same versions and device is not run again.
 """
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
-from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from math import inf
 from pathlib import Path
 from statistics import mean, stdev
 from time import perf_counter
@@ -19,12 +19,13 @@ from typing import Any
 
 from benchmarks.bench import ENVIRONMENT
 from benchmarks.packed import load
-from benchmarks.settings import Device
-from common.arch.spec import Arch
+from benchmarks.settings import GOALS, Device, Goal
 from common.commands.shell import guard
+from common.config import read_json
 from common.data.dataset import Dataset
 from common.data.pipeline import steps_per_epoch
-from common.frameworks import Framework
+from common.errors import lookup
+from common.frameworks import FRAMEWORKS, Framework
 from common.recipes.spec import Recipe
 from common.recipes.zoo import RECIPES
 from common.runs.files import write_json
@@ -32,45 +33,31 @@ from common.system import package_versions
 from parity_tests.results import RESULTS, ROOT
 
 
-@dataclass(frozen=True)
-class Goal:
-    """A test accuracy to reach.
-
-    Attributes:
-        recipe: a name.
-        accuracy: of the test split.
-        runs: with seeds 0, 1, ...
-        epochs: in place of the recipe's.
-        examples: of the training split, for tests; None: all.
-    """
-
-    recipe: str
-    accuracy: float
-    runs: int = 5
-    epochs: int | None = None
-    examples: int | None = None
-
-
-GOALS = {
-    "cifar10_fast": Goal("cifar10_fast", 0.78),
-    "fashion_mnist_fast": Goal("fashion_mnist_fast", 0.866),
-    "tiny": Goal("digits", 0.15, runs=1, epochs=2, examples=72),
-}
-
-
 class Run:
-    """A training run that can be warmed up without leaving a trace."""
+    """Training runs one after the other, each from a seed of its own, all by the same compiled programs."""
 
     def __init__(self, recipe: Recipe, train: Dataset, device: Device) -> None:
         self.recipe, self.train, self.steps = recipe, train, steps_per_epoch(train, recipe)
-        self.feed = self.begin(recipe.model_arch(train.image, len(train.class_names)), device)
+        self.arch = recipe.model_arch(train.image, len(train.class_names))
+        self.begin(device)
+        self.feed = self.feed_of(train)
 
-    def begin(self, arch: Arch, device: Device) -> Any:
-        """Make the state; returns what takes batches to the device."""
+    def begin(self, device: Device) -> None:
+        """Make the state."""
         raise NotImplementedError
 
-    def warm_up(self, inputs: Sequence[Any]) -> None:
-        """Train on each of these and forget it."""
+    def feed_of(self, data: Dataset) -> Any:
+        """What takes a split's batches to the device."""
+        raise NotImplementedError
+
+    def restart(self, seed: int) -> None:
+        """Begin a run of another seed, as if nothing had been trained before."""
+        self.recipe = replace(self.recipe, seed=seed)
+        self.feed.recipe = self.recipe  # which draws the order and the augmentation
+        self.reset()
+
+    def reset(self) -> None:
+        """Give the state the values that a fresh one of the recipe has."""
         raise NotImplementedError
 
     def train_on(self, inputs: Iterable[Any]) -> None:
@@ -81,12 +68,17 @@ class Run:
         """Of a split."""
         raise NotImplementedError
 
+    def describe(self) -> str:
+        """The device in words."""
+        raise NotImplementedError
+
     def compile(self, test: Dataset) -> float:
-        """Meet every shape once, in training and evaluation; returns the seconds."""
+        """Meet every shape once, in training and evaluation, and begin anew; returns the seconds."""
         started = perf_counter()
         inputs = [inputs for _, inputs in self.feed(0, train=True)]
-        self.warm_up([inputs[0], inputs[-1]])
+        self.train_on([inputs[0], inputs[-1]])
         self.accuracy(test)
+        self.restart(self.recipe.seed)
         return perf_counter() - started
 
     def epoch(self, number: int) -> float:
@@ -99,27 +91,27 @@ class Run:
 class TorchRun(Run):
     """In PyTorch; compiled on a GPU."""
 
-    def begin(self, arch: Arch, device: Device) -> Any:
-        import torch
-
+    def begin(self, device: Device) -> None:
         from torch_impl import device as places
-        from torch_impl import feed, state, train
+        from torch_impl import state, train
 
-        torch._dynamo.reset()  # it compiles so many versions of a function and no more, other runs' included
         place = places.pick_device(device)
-        self.train_step = train.train_step
-        self.state = state.init_state(self.recipe, arch, self.steps, place, compiled=device == "gpu")
-        self.feeds = feed.feeds
-        return self.feeds([self.train], self.recipe, place)[0]
+        self.train_step, self.init_state = train.train_step, state.init_state
+        self.state = self.init_state(self.recipe, self.arch, self.steps, place, compiled=device == "gpu")
 
-    def warm_up(self, inputs: Sequence[Any]) -> None:
-        state: Any = self.state
-        parts = (state.model, state.optimizer, state.schedule)
-        before = [deepcopy(part.state_dict()) for part in parts]
-        self.train_on(inputs)
-        for part, content in zip(parts, before, strict=True):
-            part.load_state_dict(content)
-        state.step = 0
+    def feed_of(self, data: Dataset) -> Any:
+        from torch_impl.feed import feeds
+
+        return feeds([data], self.recipe, self.state.device)[0]
+
+    def reset(self) -> None:
+        from torch_impl.dropout import StepKey
+
+        state, fresh = self.state, self.init_state(self.recipe, self.arch, self.steps, self.state.device)
+        for name in ("model", "optimizer", "schedule", "scaler"):
+            getattr(state, name).load_state_dict(getattr(fresh, name).state_dict())
+        state.step, state.recipe = 0, self.recipe
+        state.dropout = StepKey(self.recipe.seed, state.dropout.layers)
 
     def train_on(self, inputs: Iterable[Any]) -> None:
         for each in inputs:
@@ -130,29 +122,36 @@ class TorchRun(Run):
     def accuracy(self, data: Dataset) -> float:
         from torch_impl.evaluate import evaluate
 
-        return evaluate(self.state.model, self.feeds([data], self.recipe, self.state.device)[0]).accuracy
+        return evaluate(self.state.model, self.feed_of(data)).accuracy
+
+    def describe(self) -> str:
+        from torch_impl.device import describe
+
+        return describe(self.state.device)
 
 
 class FlaxRun(Run):
     """In Flax."""
 
-    def begin(self, arch: Arch, device: Device) -> Any:
+    def begin(self, device: Device) -> None:
         from flax_impl import device as places
-        from flax_impl import feed, state, train
+        from flax_impl import state, train
 
-        place = places.pick_device(device)
-        self.train_step = train.train_step
-        self.state = state.init_state(self.recipe, arch, self.steps, place)
-        self.feeds = feed.feeds
-        return self.feeds([self.train], self.recipe, place)[0]
+        self.place = places.pick_device(device)
+        self.train_step, self.init_state = train.train_step, state.init_state
+        self.state = self.init_state(self.recipe, self.arch, self.steps, self.place)
 
-    def warm_up(self, inputs: Sequence[Any]) -> None:
+    def feed_of(self, data: Dataset) -> Any:
+        from flax_impl.feed import feeds
+
+        return feeds([data], self.recipe, self.place)[0]
+
+    def reset(self) -> None:
         import jax
-        import jax.numpy as jnp
 
-        before = jax.tree.map(jnp.copy, self.state)  # a step donates the state's memory
-        self.train_on(inputs)
-        self.state = before
+        fresh = self.init_state(self.recipe, self.arch, self.steps, self.place)
+        # The first state's structure: its recipe and optimizer are part of what was compiled.
+        self.state = jax.tree.unflatten(jax.tree.structure(self.state), jax.tree.leaves(fresh))
 
     def train_on(self, inputs: Iterable[Any]) -> None:
         import jax
@@ -164,32 +163,50 @@ class FlaxRun(Run):
     def accuracy(self, data: Dataset) -> float:
         from flax_impl.evaluate import evaluate
 
-        [feed] = self.feeds([data], self.recipe, self.state.device)
-        return evaluate(self.state.model, self.state.variables, feed).accuracy
+        return evaluate(self.state.model, self.state.variables, self.feed_of(data)).accuracy
+
+    def describe(self) -> str:
+        from flax_impl.device import describe
+
+        return describe(self.place)
 
 
-def reach(goal: Goal, framework: Framework, device: Device, until: float) -> list[dict[str, Any]]:
-    """Train the runs that begin before `until` (perf_counter), each to its end, and tell when it got there."""
+RUNS: dict[Framework, type[Run]] = {"torch": TorchRun, "flax": FlaxRun}
+
+
+def reach(name: str, framework: Framework, device: Device, out: Path, until: float) -> None:
+    """Train the runs of a goal that are not filed, each to its end and filed then, and none that would end after
+    `until` (perf_counter) by the time that the last one took."""
+    goal, versions = GOALS[name], package_versions()
+    filed = read_json(out) if out.exists() else {}
+    if [filed.get("goal"), filed.get("versions")] != [asdict(goal), versions]:
+        filed = {"goal": asdict(goal), "versions": versions}
     train, test = load(RECIPES[goal.recipe].dataset)
-    train = replace(train, ids=train.ids[: goal.examples])
-    results: list[dict[str, Any]] = []
-    for seed in range(goal.runs):
-        if perf_counter() > until:
+    recipe = replace(RECIPES[goal.recipe], epochs=goal.epochs or RECIPES[goal.recipe].epochs)
+    run = RUNS[framework](recipe, replace(train, ids=train.ids[: goal.examples]), device)
+    before = filed.get(framework, {})
+    each = before["each"] if before.get("device") == run.describe() else []
+    compile_seconds = run.compile(test) if len(each) < goal.runs else 0.0
+    took = 0.0
+    for seed in range(len(each), goal.runs):
+        if (started := perf_counter()) + took > until:
             break
-        recipe = replace(RECIPES[goal.recipe], seed=seed, epochs=goal.epochs or RECIPES[goal.recipe].epochs)
-        run = (TorchRun if framework == "torch" else FlaxRun)(recipe, train, device)
-        compile_seconds, seconds, reached = run.compile(test), 0.0, None
-        accuracies = []
-        for epoch in range(recipe.epochs):
-            seconds += run.epoch(epoch)
-            accuracies.append(run.accuracy(test))
-            if reached is None and accuracies[-1] >= goal.accuracy:
-                reached = {"epoch": epoch + 1, "seconds": seconds}
-        results.append(
-            {"seed": seed, "compile_seconds": compile_seconds, "seconds": seconds, "reached": reached}
-            | {"test_accuracy": accuracies}
-        )
-    return results
+        run.restart(seed)
+        each = [*each, {"seed": seed, "compile_seconds": compile_seconds} | one(run, goal, test)]
+        filed |= {framework: summary(each) | {"device": run.describe(), "each": each}}
+        write_json(out, filed)
+        compile_seconds, took = 0.0, perf_counter() - started
+
+
+def one(run: Run, goal: Goal, test: Dataset) -> dict[str, Any]:
+    """Train to the end, and tell when the accuracy was reached."""
+    seconds, reached, accuracies = 0.0, None, []
+    for epoch in range(run.recipe.epochs):
+        seconds += run.epoch(epoch)
+        accuracies.append(run.accuracy(test))
+        if reached is None and accuracies[-1] >= goal.accuracy:
+            reached = {"epoch": epoch + 1, "seconds": seconds}
+    return {"seconds": seconds, "reached": reached, "test_accuracy": accuracies}
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -200,32 +217,40 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "reached": len(seconds),
         "seconds_mean": mean(seconds) if seconds else None,
         "seconds_deviation": stdev(seconds) if len(seconds) > 1 else None,
-        "compile_seconds_mean": mean(run["compile_seconds"] for run in runs) if runs else None,
+        "compile_seconds": sum(run["compile_seconds"] for run in runs),
         "final_accuracy_mean": mean(run["test_accuracy"][-1] for run in runs) if runs else None,
     }
 
 
-def measure(name: str, device: Device, out: Path, seconds: float) -> dict[str, Any]:
-    """Both frameworks, each in a process of its own, with half of the time each; files and prints what they come to."""
-    found: dict[str, Any] = {"goal": asdict(GOALS[name]), "device": device, "versions": package_versions()}
-    for framework in ("torch", "flax"):
-        command = [sys.executable, "-m", "benchmarks.accuracy", name, framework, device, str(seconds / 2)]
-        done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=False)
-        runs = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else []
-        found[framework] = summary(runs) | {"each": runs, "failed": done.returncode != 0}
-        write_json(out, found)
-        print(f"{name}, {framework}: {summary(runs)}", flush=True)
-    return found
+def measure(name: str, device: Device, out: Path, until: float = inf) -> None:
+    """Both frameworks, each in a process of its own, the first with half of the time; prints what they come to.
+
+    Raises:
+        UserError: there is no goal of this name.
+    """
+    goal, share = lookup(GOALS, name, "goal"), 0.5
+    for framework in FRAMEWORKS:
+        seconds = share * (until - perf_counter())
+        command = [sys.executable, "-m", "benchmarks.accuracy", name, framework, device, str(out), str(seconds)]
+        failed = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=False).returncode
+        told = (read_json(out) if out.exists() else {}).get(framework, {})
+        shown = ", ".join(f"{key} {value}" for key, value in told.items() if key != "each")
+        print(f"{name}, {framework}: {'failed; ' if failed else ''}{shown or 'no run'} (of {goal.runs})", flush=True)
+        share = 1.0
 
 
 def main() -> None:
-    """`accuracy.py GOAL [FRAMEWORK] [DEVICE] [SECONDS]`: both frameworks and a file, or the runs of one, printed."""
-    name, device = sys.argv[1], "cpu"
-    if len(sys.argv) == 5:
-        framework, device, seconds = sys.argv[2:]
-        print(json.dumps(reach(GOALS[name], framework, device, perf_counter() + float(seconds))))  # type: ignore[arg-type]
+    """`accuracy.py GOAL [DEVICE]`: both frameworks anew; `GOAL FRAMEWORK DEVICE OUT SECONDS`: what one has left."""
+    name, *rest = sys.argv[1:]
+    if len(rest) > 1:
+        framework, device, out, seconds = rest
+        reach(name, framework, device, Path(out), perf_counter() + float(seconds))  # type: ignore[arg-type]
         return
-    measure(name, device, RESULTS / f"accuracy-{name}-{device}.json", 3600.0)  # type: ignore[arg-type]
+    device = rest[0] if rest else "cpu"
+    path = RESULTS / f"accuracy-{name}-{device}.json"
+    path.unlink(missing_ok=True)
+    measure(name, device, path)  # type: ignore[arg-type]
+    print(path)
 
 
 if __name__ == "__main__":

@@ -1,40 +1,62 @@
 """Everything on one GPU within nine minutes, without a network: `python -m benchmarks.bench_gpu`.
 
-Throughput of both frameworks beside the plain loops, time to accuracy, growth; in this order, and what does not fit
-into the time is left out and said so. `--tiny` runs the same on the CPU in small, for tests.
+The limits, each heat of `benchmarks.settings.GPU` with its profiles, and the runs to an accuracy, in that order; what
+the time does not suffice for is left out and said so. Each heat and run is filed as it ends, and a second call
+goes on: what is filed of the same versions and device is not run again, and what failed is tried last. The stages
+`bench` and `accuracy` are two halves of it. `--tiny` runs the same on the CPU in small, for tests.
 """
 
 from __future__ import annotations
 
-import sys
+from argparse import ArgumentParser
 from pathlib import Path
 from time import perf_counter
 
 from benchmarks.accuracy import measure
-from benchmarks.bench import run_suite
-from benchmarks.settings import Device
+from benchmarks.bench import Sheet
+from benchmarks.settings import GOALS, GPU, TINY, Device, Heat
 from common.commands.shell import guard
 from parity_tests.results import RESULTS
 
-SECONDS = 500.0  # begun later, a heat could end beyond the nine minutes
-SHARES = {"gpu": 0.5, "growth-gpu": 1.0}  # of the time, at which the last heat of a suite may begin
+SECONDS = 540.0
 
 
 def main() -> None:
-    """`bench_gpu [--tiny [OUT]]`."""
-    tiny = "--tiny" in sys.argv
-    out = Path(sys.argv[-1]) if len(sys.argv) > 2 else RESULTS
-    device: Device = "cpu" if tiny else "gpu"
-    started = perf_counter()
-    goals, suites = (("tiny",), {"tiny": 1.0}) if tiny else (("cifar10_fast", "fashion_mnist_fast"), SHARES)
-    first, *rest = suites
-    run_suite(first, out / f"bench-{first}.json", started + suites[first] * SECONDS)
-    for goal in goals:
-        left = started + 0.85 * SECONDS - perf_counter()
-        measure(goal, device, out / f"accuracy-{goal}-{device}.json", left / len(goals))
-    for suite in rest:
-        run_suite(suite, out / f"bench-{suite}.json", started + suites[suite] * SECONDS)
-    print(f"{perf_counter() - started:.0f} s")
+    """`bench_gpu [STAGE] [--out DIR] [--seconds N] [--tiny]`."""
+    parser = ArgumentParser(prog="bench_gpu", description="Measure both frameworks on one GPU.")
+    parser.add_argument("stage", nargs="?", choices=("bench", "accuracy"), help="limits, heats and profiles, or runs")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="end by then")
+    parser.add_argument("--tiny", action="store_true", help="in small, on the CPU")
+    options = parser.parse_args()
+    until = perf_counter() + options.seconds
+    options.out.mkdir(parents=True, exist_ok=True)
+    suite, jobs = ("tiny", TINY) if options.tiny else ("gpu", GPU)
+    device: Device = "cpu" if options.tiny else "gpu"
+    sheet = Sheet(suite, options.out / f"bench-{suite}.json") if options.stage != "accuracy" else None
+    for job in in_order(jobs, sheet):
+        if isinstance(job, Heat) and sheet:
+            sheet.run(job, until)
+        elif isinstance(job, str) and options.stage != "bench":
+            reach(job, device, options.out / f"accuracy-{job}-{device}.json", until)
+    if sheet:
+        sheet.show()
+
+
+def in_order(jobs: tuple[Heat | str, ...], sheet: Sheet | None) -> list[Heat | str]:
+    """Those that are not done, heats that failed in an earlier call last."""
+    rows = {job: sheet.rows(job) if sheet and isinstance(job, Heat) else [] for job in jobs}
+    failed = {job: any("failed" in row for row in rows[job]) for job in jobs}
+    return sorted((job for job in jobs if failed[job] or not rows[job]), key=failed.__getitem__)
+
+
+def reach(name: str, device: Device, out: Path, until: float) -> None:
+    """The runs of a goal, if there is time for half of them."""
+    left, needed = until - perf_counter(), GOALS[name].seconds / 2
+    if left < needed or left < 0:
+        print(f"{name}: left out, needs about {needed:.0f} s, and {max(left, 0):.0f} s are left", flush=True)
+    else:
+        measure(name, device, out, until)
 
 
 if __name__ == "__main__":

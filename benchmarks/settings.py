@@ -7,25 +7,28 @@ from typing import Literal
 
 from common.recipes.spec import Optimizer, Precision, Preprocess, Recipe
 
-Loop = Literal["torch", "flax", "plain_torch", "plain_flax", "tutorial"]
+Loop = Literal["torch", "flax", "plain_torch", "plain_flax", "strong_torch", "strong_flax", "tutorial"]
 Device = Literal["cpu", "gpu"]
+Data = Literal["fed", "fixed"]
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """One training loop in a process of its own.
+    """One training loop on one kind of input.
 
     Attributes:
         loop: `torch` and `flax` are this project's; `plain_torch` is torchvision's `alexnet` (or the same layers for
-            small images) trained on one fixed tensor, `plain_flax` a jitted step on one fixed tensor, `tutorial` a
-            DataLoader with transforms of each image on the host.
+            small images) trained on one fixed tensor, `plain_flax` a jitted step on one fixed tensor, `strong_torch`
+            and `strong_flax` the same with what is known to make them fast, `tutorial` a DataLoader with transforms
+            of each image on the host.
         arch: a name of `common.arch.zoo.ARCHS`.
         batch: examples in a step.
         precision: `tf32` is float32 whose products are rounded to TF32 on the way in (GPU only).
         side: of the input in pixels, if not the architecture's; needs an adaptive pool.
         stored: side of the images as stored, which the device resizes; None: as large as the input.
         compile: with torch.compile (`torch` alone).
-        data: `fed` through the whole input path, or one `fixed` batch that is on the device already.
+        data: `fed` through the whole input path, or one `fixed` batch that is on the device already, as the plain and
+            strong loops have it whatever is said.
         pause: seconds by which every batch is late: a planted fault.
         width: hidden layers and convolutions divided by this, for tests.
         device: to compute on.
@@ -38,7 +41,7 @@ class Contestant:
     side: int | None = None
     stored: int | None = None
     compile: bool = False
-    data: Literal["fed", "fixed"] = "fed"
+    data: Data = "fed"
     pause: float = 0.0
     width: int = 1
     device: Device = "cpu"
@@ -47,6 +50,11 @@ class Contestant:
     def name(self) -> str:
         """In the table."""
         return " ".join([self.loop, *(["compiled"] if self.compile else []), *(["late"] if self.pause else [])])
+
+    @property
+    def process(self) -> Contestant:
+        """What runs: contestants that differ in nothing but the input share a process."""
+        return replace(self, data="fed")
 
     @property
     def recipe(self) -> Recipe:
@@ -71,71 +79,134 @@ class Heat:
     """Contestants that take turns: each one's median is divided by that of the `base`, the first.
 
     Attributes:
-        contestants: in their order.
+        name: by which it is filed.
+        contestants: in their order. They are all alive at once, so on a GPU they must fit into its memory together:
+            eight programs of `alexnet` at batch 1024 take up to some 60 GB, by estimate.
         rounds: of turns.
         steps: of one contestant in one turn, timed together; the first turn is not counted.
-        together: start all at once, which saves time and makes their first steps late.
+        seconds: that it needs, by estimate: about 12 to start PyTorch, 20 Flax, 30 what PyTorch compiles. It is left
+            out where less time is left.
+        profile: tell the kernels of a few steps of each process when the turns are over.
     """
 
+    name: str
     contestants: tuple[Contestant, ...]
     rounds: int = 5
     steps: int = 1
-    together: bool = False
+    seconds: float = 0.0
+    profile: bool = False
 
 
-def _heat(base: Contestant, *others: Contestant, rounds: int = 5, steps: int = 1) -> Heat:
-    return Heat((base, *others), rounds, steps, together=base.device == "gpu")
+@dataclass(frozen=True)
+class Goal:
+    """A test accuracy to reach.
 
+    Attributes:
+        recipe: a name.
+        accuracy: of the test split.
+        runs: with seeds 0, 1, ...
+        epochs: in place of the recipe's.
+        examples: of the training split, for tests; None: all.
+        seconds: that both frameworks need, by estimate.
+    """
+
+    recipe: str
+    accuracy: float
+    runs: int = 5
+    epochs: int | None = None
+    examples: int | None = None
+    seconds: float = 0.0
+
+
+GOALS = {
+    "cifar10_fast": Goal("cifar10_fast", 0.78, seconds=140),
+    "fashion_mnist_fast": Goal("fashion_mnist_fast", 0.866, seconds=140),
+    "tiny": Goal("digits", 0.15, runs=2, epochs=1, examples=72),
+}
 
 _ALEXNET = Contestant("plain_torch", "alexnet", 64)
 _CIFAR = Contestant("tutorial", "alexnet_cifar", 128)
 _TINY = Contestant("tutorial", "alexnet_cifar", 4, width=32)
+_GPU = Contestant("plain_torch", "alexnet", 1024, "bfloat16", data="fixed", device="gpu")
+_SMALL = replace(_GPU, loop="strong_torch", arch="alexnet_cifar", batch=512)
+_FINETUNE = Contestant("torch", "alexnet", 128, "bfloat16", side=224, stored=32, device="gpu")
 
 
-def ours(base: Contestant, *precisions: Precision | Literal["tf32"], compile: bool = False) -> tuple[Contestant, ...]:  # noqa: A002
-    """Both frameworks in these precisions."""
-    compiled: list[tuple[Loop, bool]] = [("torch", True)] if compile else []
-    flags: list[tuple[Loop, bool]] = [("torch", False), *compiled, ("flax", False)]
-    return tuple(replace(base, loop=loop, precision=p, compile=flag) for p in precisions for loop, flag in flags)
+def ours(base: Contestant, *precisions: Precision | Literal["tf32"], eager: bool = True) -> tuple[Contestant, ...]:
+    """Both frameworks in these precisions, PyTorch eager or compiled."""
+    loops: tuple[tuple[Loop, bool], ...] = (("torch", not eager), ("flax", False))
+    return tuple(replace(base, loop=loop, precision=p, compile=flag) for p in precisions for loop, flag in loops)
+
+
+def both(*contestants: Contestant) -> tuple[Contestant, ...]:
+    """Each on a fixed batch and fed."""
+    inputs: tuple[Data, ...] = ("fixed", "fed")
+    return tuple(replace(contestant, data=data) for contestant in contestants for data in inputs)
+
+
+def others(base: Contestant, *loops: Loop) -> tuple[Contestant, ...]:
+    """The same for loops that are not ours."""
+    return tuple(replace(base, loop=loop) for loop in loops)
 
 
 def _growth(device: Device, batches: tuple[int, ...], sides: tuple[int, ...], precision: Precision) -> tuple[Heat, ...]:
     base = Contestant("torch", "alexnet", 0, precision, device=device)
-    by_batch = [ours(replace(base, batch=batch), precision) for batch in batches]
-    by_side = [ours(replace(base, batch=batches[-2], side=side), precision) for side in sides]
-    return tuple(Heat(pair, rounds=3, together=device == "gpu") for pair in by_batch + by_side)
+    settings = [replace(base, batch=batch) for batch in batches]
+    settings += [replace(base, batch=batches[-2], side=side) for side in sides]
+    names = [f"batch {setting.batch}, side {setting.side or 224}" for setting in settings]
+    return tuple(Heat(name, ours(each, precision), rounds=3) for name, each in zip(names, settings, strict=True))
 
 
-_GPU = Contestant("plain_torch", "alexnet", 1024, device="gpu")
-_FINETUNE = Contestant("torch", "alexnet", 1024, "bfloat16", side=224, stored=32, device="gpu")
+# Everything that a GPU is asked within nine minutes, the most important first. One process trains a program on both
+# kinds of input, and the profile is taken of processes that are up already: starting them is what takes the time.
+GPU: tuple[Heat | str, ...] = (
+    Heat(
+        "alexnet",
+        (
+            *others(_GPU, "plain_torch", "plain_flax", "strong_torch", "strong_flax"),
+            *both(replace(_GPU, loop="torch"), *ours(_GPU, "bfloat16", eager=False)),
+        ),
+        steps=20,
+        seconds=165,
+        profile=True,
+    ),
+    Heat(
+        "alexnet_cifar",
+        (*others(_SMALL, "strong_torch", "strong_flax"), *both(*ours(_SMALL, "bfloat16", eager=False))),
+        steps=100,
+        seconds=90,
+    ),
+    "cifar10_fast",
+    Heat("tf32 and float32", ours(_GPU, "tf32", "float32"), rounds=3, steps=10, seconds=75),
+    Heat("fine-tuning", ours(_FINETUNE, "bfloat16", eager=False), steps=100, seconds=55),
+    "fashion_mnist_fast",
+)
+
+_LATE = replace(_TINY, loop="torch", pause=0.3)
+TINY: tuple[Heat | str, ...] = (
+    Heat(
+        "ours",
+        (*ours(_TINY, "float32"), _LATE, replace(_TINY, loop="torch", data="fixed")),
+        rounds=2,
+        steps=3,
+        profile=True,
+    ),
+    "tiny",
+    Heat("others", (_TINY, *others(_TINY, "plain_flax", "strong_flax")), rounds=2, steps=2),
+)
 
 SUITES: dict[str, tuple[Heat, ...]] = {
-    "tiny": (
-        Heat((*ours(_TINY, "float32"), replace(_TINY, loop="torch", pause=0.3)), rounds=2, steps=3, together=True),
-        Heat((_TINY, replace(_TINY, loop="plain_flax")), rounds=2, steps=2, together=True),
-    ),
+    "tiny": tuple(job for job in TINY if isinstance(job, Heat)),
     "cpu": (
-        _heat(_ALEXNET, replace(_ALEXNET, loop="plain_flax"), *ours(_ALEXNET, "float32", "bfloat16")),
-        _heat(
-            _CIFAR,
-            replace(_CIFAR, loop="plain_flax"),
-            *ours(_CIFAR, "float32", "bfloat16"),
+        Heat("alexnet", (_ALEXNET, replace(_ALEXNET, loop="plain_flax"), *ours(_ALEXNET, "float32", "bfloat16"))),
+        Heat(
+            "alexnet_cifar",
+            (_CIFAR, replace(_CIFAR, loop="plain_flax"), *ours(_CIFAR, "float32", "bfloat16")),
             rounds=7,
             steps=4,
         ),
     ),
     "growth": _growth("cpu", (8, 16, 32, 64), (96, 160, 288), "float32"),
-    "gpu": (
-        _heat(
-            replace(_GPU, precision="bfloat16"),
-            replace(_GPU, loop="plain_flax", precision="bfloat16"),
-            *ours(replace(_GPU, data="fixed"), "bfloat16", compile=True),
-            *ours(_GPU, "bfloat16", compile=True),
-            steps=20,
-        ),
-        _heat(_FINETUNE, *ours(_FINETUNE, "bfloat16", compile=True)[1:], steps=20),
-        _heat(*ours(replace(_FINETUNE, batch=128), "bfloat16", compile=True), steps=100),
-        _heat(*ours(_GPU, "float32", "tf32", compile=True), rounds=3, steps=10),
-    ),
+    "gpu": tuple(job for job in GPU if isinstance(job, Heat)),
     "growth-gpu": _growth("gpu", (64, 256, 1024), (128, 288), "bfloat16"),
 }

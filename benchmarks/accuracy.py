@@ -222,13 +222,16 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def measure(name: str, device: Device, out: Path, until: float = inf) -> None:
+def measure(name: str, device: Device, out: Path, until: float = inf) -> bool:
     """Both frameworks, each in a process of its own, the first with half of the time; prints what they come to.
+
+    Returns:
+        Whether all runs are filed.
 
     Raises:
         UserError: there is no goal of this name.
     """
-    goal, share = lookup(GOALS, name, "goal"), 0.5
+    goal, share, whole = lookup(GOALS, name, "goal"), 0.5, True
     for framework in FRAMEWORKS:
         seconds = share * (until - perf_counter())
         command = [sys.executable, "-m", "benchmarks.accuracy", name, framework, device, str(out), str(seconds)]
@@ -236,7 +239,8 @@ def measure(name: str, device: Device, out: Path, until: float = inf) -> None:
         told = (read_json(out) if out.exists() else {}).get(framework, {})
         shown = ", ".join(f"{key} {value}" for key, value in told.items() if key != "each")
         print(f"{name}, {framework}: {'failed; ' if failed else ''}{shown or 'no run'} (of {goal.runs})", flush=True)
-        share = 1.0
+        share, whole = 1.0, whole and told.get("runs") == goal.runs
+    return whole
 
 
 def main() -> None:

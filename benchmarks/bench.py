@@ -11,6 +11,7 @@ import os
 import select
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from math import inf
 from pathlib import Path
@@ -74,13 +75,17 @@ class Worker:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def stop(self) -> None:
-        """End its process."""
+    def close(self) -> None:
+        """Let it end by itself."""
         assert self.process.stdin
-        try:
+        with suppress(BrokenPipeError):
             self.process.stdin.close()
+
+    def stop(self) -> None:
+        """Wait until it has ended, or end it."""
+        try:
             self.process.wait(10)
-        except (subprocess.TimeoutExpired, BrokenPipeError):
+        except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
 
@@ -136,12 +141,16 @@ def race(heat: Heat, until: float = inf) -> tuple[list[Entry], list[dict[str, An
             for entry in entries if not turn or perf_counter() < until else []:
                 if answer := entry.do("run", entry.contestant.data, heat.steps):
                     entry.turns.append(answer)
-        firsts = list({entry.contestant.process: entry for entry in reversed(entries)}.values())[::-1]
-        for entry in firsts:
+        programs: dict[Contestant, Entry] = {}
+        for entry in entries:
+            programs.setdefault(entry.contestant.process, entry)
+        for entry in programs.values():
             if entry.worker:
                 entry.worker.memory = entry.do("memory")
-        return entries, [profile(entry) for entry in firsts if heat.profile and perf_counter() < until]
+        return entries, [profile(entry) for entry in programs.values() if heat.profile and perf_counter() < until]
     finally:
+        for worker in workers.values():
+            worker.close()
         for worker in workers.values():
             worker.stop()
 
@@ -266,6 +275,11 @@ class Sheet:
         rows = [row for row in self.content["rows"] if row["heat"] == heat.name]
         filed = [{key: row.get(key) for key in asdict(c)} for row, c in zip(rows, heat.contestants, strict=False)]
         return rows if filed == [asdict(contestant) for contestant in heat.contestants] else []
+
+    def whole(self, heat: Heat) -> bool:
+        """Whether it is filed and nobody failed."""
+        rows = self.rows(heat)
+        return bool(rows) and not any("failed" in row for row in rows)
 
     def run(self, heat: Heat, until: float) -> None:
         """Race a heat and file it, unless it would end after `until` (perf_counter)."""

@@ -3,7 +3,8 @@
 The limits, each heat of `benchmarks.settings.GPU` with its profiles, and the runs to an accuracy, in that order; what
 the time does not suffice for is left out and said so. Each heat and run is filed as it ends, and a second call
 goes on: what is filed of the same versions and device is not run again, and what failed is tried last. The stages
-`bench` and `accuracy` are two halves of it. `--tiny` runs the same on the CPU in small, for tests.
+`bench` and `accuracy` are two halves of it. Ends with exit code 0 if all is there, with 3 if something was left out or
+failed. `--tiny` runs the same on the CPU in small, for tests.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from common.commands.shell import guard
 from parity_tests.results import RESULTS
 
 SECONDS = 540.0
+LEFT = 3  # exit code
 
 
 def main() -> None:
@@ -34,29 +36,34 @@ def main() -> None:
     suite, jobs = ("tiny", TINY) if options.tiny else ("gpu", GPU)
     device: Device = "cpu" if options.tiny else "gpu"
     sheet = Sheet(suite, options.out / f"bench-{suite}.json") if options.stage != "accuracy" else None
+    whole = True
     for job in in_order(jobs, sheet):
         if isinstance(job, Heat) and sheet:
             sheet.run(job, until)
         elif isinstance(job, str) and options.stage != "bench":
-            reach(job, device, options.out / f"accuracy-{job}-{device}.json", until)
+            whole &= reach(job, device, options.out / f"accuracy-{job}-{device}.json", until)
     if sheet:
         sheet.show()
+        whole &= all(map(sheet.whole, (job for job in jobs if isinstance(job, Heat))))
+    if not whole:
+        raise SystemExit(LEFT)
 
 
 def in_order(jobs: tuple[Heat | str, ...], sheet: Sheet | None) -> list[Heat | str]:
     """Those that are not done, heats that failed in an earlier call last."""
-    rows = {job: sheet.rows(job) if sheet and isinstance(job, Heat) else [] for job in jobs}
-    failed = {job: any("failed" in row for row in rows[job]) for job in jobs}
-    return sorted((job for job in jobs if failed[job] or not rows[job]), key=failed.__getitem__)
+    heats = [job for job in jobs if isinstance(job, Heat)] if sheet else []
+    done = [heat for heat in heats if sheet and sheet.whole(heat)]
+    failed = [heat for heat in heats if sheet and heat not in done and sheet.rows(heat)]
+    return [job for job in jobs if job not in done and job not in failed] + failed
 
 
-def reach(name: str, device: Device, out: Path, until: float) -> None:
-    """The runs of a goal, if there is time for half of them."""
+def reach(name: str, device: Device, out: Path, until: float) -> bool:
+    """The runs of a goal, if there is time for half of them; whether all are there."""
     left, needed = until - perf_counter(), GOALS[name].seconds / 2
     if left < needed or left < 0:
         print(f"{name}: left out, needs about {needed:.0f} s, and {max(left, 0):.0f} s are left", flush=True)
-    else:
-        measure(name, device, out, until)
+        return False
+    return measure(name, device, out, until)
 
 
 if __name__ == "__main__":

@@ -192,14 +192,14 @@ def show(name: str, told: dict[str, Any], lines: int = 12) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    waits = ", ".join(f"{name} {count:.1f}" for name, count in told["waits"].items()) or "none"
-    title = (
-        f"{name}: a step of {1000 * told['step_seconds']:.2f} ms, {100 * told['idle_share']:.0f} % idle, "
-        f"{told['kernels']:.0f} kernels, {told['launches']:.0f} launches, waits: {waits}, "
-        f"copies to the host: {told['copies_to_host']:.1f}"
+    waits = ", ".join(f"{call} {count:.1f}" for call, count in told["waits"].items()) or "none"
+    print(
+        f"\n{name}: a step of {1000 * told['step_seconds']:.2f} ms, {100 * told['idle_share']:.0f} % idle, "
+        f"{told['kernels']:.0f} kernels, {told['launches']:.0f} launches, "
+        f"{told['copies_to_host']:.1f} copies to the host, waits: {waits}"
     )
-    table = Table("kernel" if told["on"] == "device" else "operation", "a step", "ms", "share", title=title)
+    table = Table("kernel" if told["on"] == "device" else "operation", "a step", "ms", "share")
     for each in told["top"][:lines]:
         numbers = f"{each['count']:.1f}", f"{1000 * each['seconds']:.3f}", f"{100 * each['share']:.1f} %"
         table.add_row(each["name"][:90], *numbers)
-    Console(width=140).print(table, markup=False)
+    Console(width=140, markup=False, emoji=False).print(table)  # names of kernels are full of brackets and colons

@@ -37,6 +37,12 @@ class Network(nn.Module):
         return nn.Dense(self.arch.classes, dtype=self.dtype)(x)
 
 
+@partial(jax.jit, static_argnums=0)
+def initialize(model: Network, key: Array, images: Array) -> Any:
+    """Fresh variables."""
+    return model.init(key, images, train=False)
+
+
 def train(state: TrainState, images: Array, labels: Array, key: Array) -> tuple[TrainState, Array]:
     """One step: the loss before it, averaged."""
 
@@ -60,7 +66,7 @@ class PlainFlax:
         noise, labels, init, self.key = jax.random.split(jax.random.key(0), 4)
         self.images = jax.random.normal(noise, (contestant.batch, *arch.image))
         self.labels = jax.random.randint(labels, (contestant.batch,), 0, arch.classes)
-        params = jax.jit(partial(model.init, train=False))(init, self.images[:1])["params"]
+        params = initialize(model, init, self.images[:1])["params"]
         tx = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.01, momentum=0.9))
         self.state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
 

@@ -179,7 +179,6 @@ GPU: tuple[Heat | str, ...] = (
     "cifar10_fast",
     Heat("tf32 and float32", ours(_GPU, "tf32", "float32"), rounds=3, steps=10, seconds=75),
     Heat("fine-tuning", ours(_FINETUNE, "bfloat16", eager=False), steps=100, seconds=55),
-    "fashion_mnist_fast",
 )
 
 _LATE = replace(_TINY, loop="torch", pause=0.3)
@@ -192,7 +191,7 @@ TINY: tuple[Heat | str, ...] = (
         profile=True,
     ),
     "tiny",
-    Heat("others", (_TINY, *others(_TINY, "plain_flax", "strong_flax")), rounds=2, steps=2),
+    Heat("others", (_TINY, *others(_TINY, "strong_torch", "strong_flax")), rounds=2, steps=2),
 )
 
 SUITES: dict[str, tuple[Heat, ...]] = {

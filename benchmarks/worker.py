@@ -139,16 +139,16 @@ class OursFlax(Ours):
 
 def set_products(contestant: Contestant) -> None:
     """Compute float32 products as the contestant says: in float32, or rounded to TF32 on the way in; on its device."""
-    rounded = contestant.precision == "tf32"
     if "flax" in contestant.loop:
         import jax
 
-        jax.config.update("jax_default_matmul_precision", "tensorfloat32" if rounded else "highest")
+        products = {"float32": "highest", "tf32": "tensorfloat32"}
+        jax.config.update("jax_default_matmul_precision", products.get(contestant.precision))
         jax.config.update("jax_platforms", "cpu" if contestant.device == "cpu" else "cuda,cpu")
     else:
         import torch
 
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = rounded
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = contestant.precision == "tf32"
 
 
 def make(contestant: Contestant) -> Runs:

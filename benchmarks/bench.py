@@ -11,7 +11,8 @@ import os
 import select
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from math import inf
 from pathlib import Path
@@ -88,6 +89,8 @@ class Worker:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        assert self.process.stdout
+        self.process.stdout.close()
 
 
 @dataclass
@@ -128,15 +131,7 @@ def race(heat: Heat, until: float = inf) -> tuple[list[Entry], list[dict[str, An
     Returns:
         Every contestant, and a profile of each program if the heat asks for them.
     """
-    workers: dict[Contestant, Worker] = {}
-    entries: list[Entry] = []
-    try:
-        for contestant in heat.contestants:
-            if contestant.process not in workers and perf_counter() < until:
-                workers[contestant.process] = Worker(contestant)
-            worker = workers.get(contestant.process)
-            entries.append(Entry(contestant, worker, failed="" if worker else f"{contestant.name}: no time to start."))
-            entries[-1].warm_up(heat.steps)
+    with started(heat, until) as entries:
         for turn in range(heat.rounds):
             for entry in entries if not turn or perf_counter() < until else []:
                 if answer := entry.do("run", entry.contestant.data, heat.steps):
@@ -148,6 +143,21 @@ def race(heat: Heat, until: float = inf) -> tuple[list[Entry], list[dict[str, An
             if entry.worker:
                 entry.worker.memory = entry.do("memory")
         return entries, [profile(entry) for entry in programs.values() if heat.profile and perf_counter() < until]
+
+
+@contextmanager
+def started(heat: Heat, until: float) -> Iterator[list[Entry]]:
+    """The contestants, warm, in processes that end afterwards."""
+    workers: dict[Contestant, Worker] = {}
+    entries: list[Entry] = []
+    try:
+        for contestant in heat.contestants:
+            if contestant.process not in workers and perf_counter() < until:
+                workers[contestant.process] = Worker(contestant)
+            worker = workers.get(contestant.process)
+            entries.append(Entry(contestant, worker, failed="" if worker else f"{contestant.name}: no time to start."))
+            entries[-1].warm_up(heat.steps)
+        yield entries
     finally:
         for worker in workers.values():
             worker.close()

@@ -162,8 +162,10 @@ class FlaxRun(Run):
 
     def accuracy(self, data: Dataset) -> float:
         from flax_impl.evaluate import evaluate
+        from flax_impl.feed import feeds
 
-        return evaluate(self.state.model, self.state.variables, self.feed_of(data)).accuracy
+        [feed] = feeds([data], self.state.recipe, self.place)  # the first one, that of the compiled program
+        return evaluate(self.state.model, self.state.variables, feed).accuracy
 
     def describe(self) -> str:
         from flax_impl.device import describe

@@ -68,7 +68,9 @@ class PlainFlax:
         self.labels = jax.random.randint(labels, (contestant.batch,), 0, arch.classes)
         params = initialize(model, init, self.images[:1])["params"]
         tx = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.01, momentum=0.9))
-        self.state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
+        state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
+        # As a step leaves it, or the second step would compile again.
+        self.state = jax.device_put(state.replace(step=jnp.zeros((), jnp.int32)), self.images.device)
 
     def launch(self, steps: int, data: Data) -> float:
         """Train; returns the seconds spent waiting for input: none."""
@@ -98,8 +100,6 @@ class StrongFlax(PlainFlax):
     def __init__(self, contestant: Contestant, arch: Arch) -> None:
         super().__init__(contestant, arch)
         self.images = self.images.astype(self.dtype or jnp.float32)
-        # As a step leaves it, or the second step would compile again.
-        self.state = jax.device_put(self.state.replace(step=jnp.zeros((), jnp.int32)), self.images.device)
 
     def read(self, loss: Array) -> None:
         """Leave the loss on the device."""

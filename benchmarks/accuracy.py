@@ -68,7 +68,8 @@ class Run:
         """Of a split."""
         raise NotImplementedError
 
-    def describe(self) -> str:
+    @staticmethod
+    def describe(device: Device) -> str:
         """The device in words."""
         raise NotImplementedError
 
@@ -124,10 +125,11 @@ class TorchRun(Run):
 
         return evaluate(self.state.model, self.feed_of(data)).accuracy
 
-    def describe(self) -> str:
-        from torch_impl.device import describe
+    @staticmethod
+    def describe(device: Device) -> str:
+        from torch_impl.device import describe, pick_device
 
-        return describe(self.state.device)
+        return describe(pick_device(device))
 
 
 class FlaxRun(Run):
@@ -167,10 +169,11 @@ class FlaxRun(Run):
         [feed] = feeds([data], self.state.recipe, self.place)  # the first one, that of the compiled program
         return evaluate(self.state.model, self.state.variables, feed).accuracy
 
-    def describe(self) -> str:
-        from flax_impl.device import describe
+    @staticmethod
+    def describe(device: Device) -> str:
+        from flax_impl.device import describe, pick_device
 
-        return describe(self.place)
+        return describe(pick_device(device))
 
 
 RUNS: dict[Framework, type[Run]] = {"torch": TorchRun, "flax": FlaxRun}
@@ -183,19 +186,22 @@ def reach(name: str, framework: Framework, device: Device, out: Path, until: flo
     filed = read_json(out) if out.exists() else {}
     if [filed.get("goal"), filed.get("versions")] != [asdict(goal), versions]:
         filed = {"goal": asdict(goal), "versions": versions}
+    kind, before = RUNS[framework], filed.get(framework, {})
+    place = kind.describe(device)
+    each = before["each"] if before.get("device") == place else []
+    if len(each) >= goal.runs or perf_counter() > until:
+        return
     train, test = load(RECIPES[goal.recipe].dataset)
     recipe = replace(RECIPES[goal.recipe], epochs=goal.epochs or RECIPES[goal.recipe].epochs)
-    run = RUNS[framework](recipe, replace(train, ids=train.ids[: goal.examples]), device)
-    before = filed.get(framework, {})
-    each = before["each"] if before.get("device") == run.describe() else []
-    compile_seconds = run.compile(test) if len(each) < goal.runs else 0.0
+    run = kind(recipe, replace(train, ids=train.ids[: goal.examples]), device)
+    compile_seconds = run.compile(test)
     took = 0.0
     for seed in range(len(each), goal.runs):
         if (started := perf_counter()) + took > until:
             break
         run.restart(seed)
         each = [*each, {"seed": seed, "compile_seconds": compile_seconds} | one(run, goal, test)]
-        filed |= {framework: summary(each) | {"device": run.describe(), "each": each}}
+        filed |= {framework: summary(each) | {"device": place, "each": each}}
         write_json(out, filed)
         compile_seconds, took = 0.0, perf_counter() - started
 

@@ -191,7 +191,7 @@ TINY: tuple[Heat | str, ...] = (
         profile=True,
     ),
     "tiny",
-    Heat("others", (_TINY, *others(_TINY, "strong_torch", "strong_flax")), rounds=2, steps=2),
+    Heat("others", (_TINY, *others(_TINY, "strong_torch")), rounds=2, steps=2),
 )
 
 SUITES: dict[str, tuple[Heat, ...]] = {

@@ -133,7 +133,9 @@ def test_a_second_call_goes_on(filed: tuple[Path, str], tmp_path: Path) -> None:
     runs = read_json(out / "accuracy-tiny-cpu.json")
     lost = before | {"rows": [row for row in before["rows"] if row["heat"] == "ours"]}
     write_json(tmp_path / "bench-tiny.json", lost)
-    write_json(tmp_path / "accuracy-tiny-cpu.json", runs | {"flax": runs["flax"] | {"each": runs["flax"]["each"][:1]}})
+    write_json(
+        tmp_path / "accuracy-tiny-cpu.json", runs | {"torch": runs["torch"] | {"each": runs["torch"]["each"][:1]}}
+    )
     done = bench_gpu_tiny(tmp_path, "bench", "--seconds", "0")
     assert done.returncode == bench_gpu.LEFT
     assert "others: left out" in done.stdout
@@ -141,10 +143,10 @@ def test_a_second_call_goes_on(filed: tuple[Path, str], tmp_path: Path) -> None:
     done = bench_gpu_tiny(tmp_path, "accuracy")
     assert done.returncode == 0, done.stderr
     after = read_json(tmp_path / "accuracy-tiny-cpu.json")
-    assert after["torch"] == runs["torch"]
-    assert after["flax"]["each"][0] == runs["flax"]["each"][0]
-    assert after["flax"]["runs"] == 2
-    assert after["flax"]["each"][1]["seed"] == 1
+    assert after["flax"] == runs["flax"]
+    assert after["torch"]["each"][0] == runs["torch"]["each"][0]
+    assert after["torch"]["runs"] == 2
+    assert after["torch"]["each"][1]["test_accuracy"] == runs["torch"]["each"][1]["test_accuracy"]
 
 
 def test_what_was_measured_elsewhere_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import cycle
 from time import perf_counter
+from typing import Any
 
 import torch
 import torchvision
@@ -79,7 +80,7 @@ class PlainTorch:
     def __init__(self, contestant: Contestant, arch: Arch) -> None:
         self.device = torch.device("cuda" if contestant.device == "gpu" else "cpu")
         self.dtype = torch.bfloat16 if contestant.precision == "bfloat16" else None
-        self.model = network(arch).to(self.device).train()
+        self.model: Any = network(arch).to(self.device).train()
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
         self.criterion = nn.CrossEntropyLoss()
         self.batches = batches(contestant, arch, self.device)
@@ -123,8 +124,8 @@ class StrongTorch(PlainTorch):
         super().__init__(contestant, arch)
         torch.backends.cudnn.benchmark = True
         self.model.to(memory_format=torch.channels_last)
-        self.model.compile()
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
+        self.model = torch.compile(self.model)  # `compile()` of an nn.Sequential alone does nothing in torch 2.11
         images, labels = next(self.batches)
         self.batches = cycle([(images.to(memory_format=torch.channels_last), labels)])
 

@@ -326,7 +326,7 @@ def test_strong_torch_is_plain_torch_made_fast() -> None:
     plain: Any = make(contestant)
     with torch.compiler.set_stance("default", force_backend="eager"):
         strong: Any = make(replace(contestant, loop="strong_torch"))
-        strong.model.load_state_dict(plain.model.state_dict())
+        strong.model._orig_mod.load_state_dict(plain.model.state_dict())
         for layer in (*plain.model.modules(), *strong.model.modules()):
             if isinstance(layer, torch.nn.Dropout):
                 layer.p = 0.0  # whose draws differ

@@ -15,7 +15,7 @@ SPREAD := -n logical --maxprocesses 4 --dist worksteal
 LOCK := pyproject.toml requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help train-torch train-flax evaluate-torch evaluate-flax predict predict-torch predict-flax export-torch export-flax summary weights data test test-full test-gpu parity bench bench-gpu growth ablation mutants study compare soak fuzz lint lock clean
+.PHONY: help train-torch train-flax evaluate-torch evaluate-flax predict predict-torch predict-flax export-torch export-flax summary weights data test test-full test-gpu parity bench bench-gpu gpu-pack gpu-run growth ablation mutants study compare soak fuzz lint lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list every target
@@ -73,6 +73,13 @@ bench: .venv/.test  ## measure both frameworks beside plain loops on this machin
 
 bench-gpu: .venv/.test  ## the same on a GPU, and the seconds to an accuracy, within nine minutes and without a network
 	$(BIN)/python -m benchmarks.bench_gpu
+
+gpu-pack: .venv/.torch  ## write .gpu-pack, all that a GPU machine without a network needs; ARGS="--python 3.13 --data cifar10"
+	$(BIN)/python -m benchmarks.gpu_pack $(ARGS)
+
+gpu-run:  ## prove and measure there, in STAGES (smoke proof bench accuracy; AGAIN=... anew), within LIMIT seconds, into RESULTS
+	$(or $(PYTHON),python3) -m benchmarks.gpu_run $(if $(STAGES),--stages $(STAGES)) $(if $(AGAIN),--again $(AGAIN)) \
+		$(if $(LIMIT),--limit $(LIMIT)) $(if $(RESULTS),--results "$(RESULTS)") $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 growth: .venv/.test  ## measure throughput and memory against batch and image size on the CPU, and plot them
 	$(BIN)/python -m benchmarks.bench growth

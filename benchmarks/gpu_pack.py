@@ -41,8 +41,6 @@ PRESENT = (
 )
 # What no stage comes to need, though a function of a module that a stage imports would, and why.
 SPARED = {
-    "onnx": "no stage exports",
-    "onnxruntime": "no stage exports",
     "simplejpeg": "no stage reads photographs",
     "tensorflow_datasets": "packed data takes its place",
 }

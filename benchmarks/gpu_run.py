@@ -37,6 +37,7 @@ INSTALLED, PROGRAMS = "installed", "programs"  # made beside them: the wheels' p
 STATE, SUMMARY, ARCHIVE = "state.json", "summary.txt", "gpu-results.tar.gz"  # in the results
 MOST = 15_000_000  # bytes of the archive
 GRACE = 10.0  # seconds in which a stage that must end may do so, and the results be filed
+SPARE = 20.0  # seconds by which a stage that watches the time itself is told less
 NO_GPU = 2  # what the first stage ends with where the others are of no use
 TEST = 120  # seconds of one test
 
@@ -72,7 +73,9 @@ class Call:
         """Of every stage: the wheels first, the packed data, and memory that both frameworks can share."""
         before = os.environ.get("PYTHONPATH")
         path = os.pathsep.join([str(self.pack / INSTALLED), *([before] if before else [])])
+        hidden = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""} if self.tiny else {}
         return os.environ | {
+            **hidden,
             "PYTHONPATH": path,
             "PACKED_DATA": str(self.pack / DATA),
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
@@ -132,7 +135,7 @@ def _of_proof(call: Call) -> dict[str, str]:
 
 def _bench(part: str) -> Callable[[Call, float], list[str]]:
     def command(call: Call, seconds: float) -> list[str]:
-        words = ["benchmarks.bench_gpu", part, "--out", str(call.results / part), "--seconds", f"{seconds:.0f}"]
+        words = ["benchmarks.bench_gpu", part, "--out", str(call.results / part), "--seconds", f"{seconds - SPARE:.0f}"]
         return [*words, *(["--tiny"] if call.tiny else [])]
 
     return command
@@ -218,8 +221,9 @@ def run(words: list[str], environment: Mapping[str, str], log: Path, seconds: fl
 
 def _tell(process: subprocess.Popen[bytes], file: io.BufferedWriter) -> None:
     assert process.stdout
-    with suppress(ValueError):  # the file is closed where a process outside of the group still holds the pipe
-        for line in process.stdout:
+    # The file is closed where a process outside of the group still holds the pipe.
+    with suppress(ValueError), process.stdout as lines:
+        for line in lines:
             file.write(line)
             file.flush()
             sys.stdout.write(line.decode("utf-8", "replace"))
@@ -368,7 +372,7 @@ def work(call: Call, names: list[str]) -> bool:
         status = "cut off"
         try:
             environment = call.environment() | stage.environment(call)
-            code = run(stage.command(call, seconds - 5), environment, results.folder / f"{name}.log", seconds)
+            code = run(stage.command(call, seconds), environment, results.folder / f"{name}.log", seconds)
             status = "cut off" if code is None else "failed" if code else "done"
         finally:
             took = monotonic() - started
@@ -376,6 +380,7 @@ def work(call: Call, names: list[str]) -> bool:
             results.file()
             print(f"{name}: {status}, {took:.0f} s", flush=True)
         if name == "smoke" and code == NO_GPU:
+            print("The other stages are left: they need the GPU.")
             break
     results.file()
     print(f"\n{(results.folder / SUMMARY).read_text('utf-8')}\nAll of it: {results.folder / ARCHIVE}")

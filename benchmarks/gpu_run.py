@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -113,8 +114,9 @@ def _proof(call: Call, seconds: float) -> list[str]:
 def _tests(call: Call) -> list[str]:
     """Those of a GPU alone: other files may import what the machine lacks."""
     tests = ROOT / "parity_tests" / "tests"
-    marked = [path for path in sorted(tests.rglob("test_*.py")) if "\npytestmark = pytest.mark.gpu" in path.read_text()]
-    if call.tiny and not any("PARITY_DEVICE" in path.read_text() for path in marked):
+    mark = re.compile(r"^(pytestmark|@pytest)\b.*\bmark\.gpu\b", re.MULTILINE)
+    marked = [path for path in sorted(tests.rglob("test_*.py")) if mark.search(path.read_text("utf-8"))]
+    if call.tiny and not any("PARITY_DEVICE" in path.read_text("utf-8") for path in marked):
         return [str((tests / "proof" / "test_compare.py").relative_to(ROOT))]
     few = ["-k", "lenet"] if call.tiny else []
     return ["-m", "gpu", *few, *(str(path.relative_to(ROOT)) for path in marked)]

@@ -48,6 +48,7 @@ PROGRAMS = {"make", "python", "python3", "pip", "torchrun", "srun", "bash"}  # a
 WORDS: dict[str, Mapping[str, Any]] = {
     "benchmarks.bench": SUITES,
     "benchmarks.bench_gpu": {},
+    "benchmarks.gpu_run": {},
     "benchmarks.growth": SUITES,
     "benchmarks.packed": DATASETS,
     "parity_tests.summary": ARCHS | ABLATIONS,

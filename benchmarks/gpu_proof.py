@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+TOLD = 20_000  # characters of what pytest would print at its end, which one that is cut off does not come to
 LOG = Path(os.environ["PROOF_LOG"])
 
 
@@ -26,7 +27,7 @@ class Log:
         row = self.seen.setdefault(report.nodeid, {"test": report.nodeid, "outcome": "passed", "seconds": 0.0})
         row["seconds"] = round(row["seconds"] + report.duration, 2)
         if report.outcome != "passed":
-            row |= {"outcome": report.outcome, "why": _why(report)}
+            row |= {"outcome": report.outcome, "why": _why(report), "told": report.longreprtext[-TOLD:]}
         if report.when not in ("setup", "call"):
             with LOG.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

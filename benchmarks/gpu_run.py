@@ -31,6 +31,7 @@ from common.commands.shell import guard
 from common.errors import UserError
 from common.runs.files import atomic, write_json, write_text
 from common.system import package_versions
+from common.training.launch import end_with_parent
 
 ROOT = Path(__file__).parents[1]
 ABOUT, DATA, SOURCES, WHEELS = "pack.json", "data", "sources", "wheels"  # in a pack
@@ -108,7 +109,17 @@ def _smoke(call: Call, seconds: float) -> list[str]:
 def _proof(call: Call, seconds: float) -> list[str]:
     stopping = ["-o", f"faulthandler_timeout={TEST}", "-o", "faulthandler_exit_on_timeout=true"]
     spread = ["-n", "2" if call.tiny else "4", "--dist", "worksteal", *stopping]
-    return ["pytest", "-p", "benchmarks.gpu_proof", "-p", "no:cacheprovider", "-q", *spread, *_tests(call)]
+    return [
+        "pytest",
+        "-p",
+        "benchmarks.gpu_proof",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+        "--tb=short",
+        *spread,
+        *_tests(call),
+    ]
 
 
 def _tests(call: Call) -> list[str]:
@@ -207,8 +218,15 @@ def run(words: list[str], environment: Mapping[str, str], log: Path, seconds: fl
     """
     with log.open("ab") as file:
         command = [sys.executable, "-m", *words]
+        file.write(f"\n$ {' '.join(command)}\n".encode())
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=end_with_parent,
         )
         teller = threading.Thread(target=_tell, args=(process, file), daemon=True)
         teller.start()

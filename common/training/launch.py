@@ -75,7 +75,7 @@ class Launch:
         started = [
             # A session of its own: Ctrl-C reaches each process once, through this one.
             subprocess.Popen(
-                [sys.executable, "-m", *command], env=environment, start_new_session=True, preexec_fn=_end_with_parent
+                [sys.executable, "-m", *command], env=environment, start_new_session=True, preexec_fn=end_with_parent
             )
             for environment in self.environments()
         ]
@@ -110,7 +110,7 @@ class Launch:
         return 128 - code if code < 0 else code
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """In a new process: get SIGTERM when the launcher is gone, however that ended; Linux alone offers it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -12,10 +12,10 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import requires
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
@@ -36,6 +36,7 @@ import os, pathlib, subprocess, sys, time
 folder = pathlib.Path(os.environ["FOLDER"])
 with (folder / "ran.txt").open("a") as file:
     file.write(sys.argv[1] + "\\n")
+(folder / "stage.txt").write_text(str(os.getpid()))
 if (folder / "hang").exists():  # with a process of its own that does not end when it is asked to
     ignore = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(3600)"
     child = subprocess.Popen([sys.executable, "-c", ignore], stdout=subprocess.PIPE)
@@ -168,6 +169,27 @@ def test_a_process_that_stays_would_be_seen(call: Call, monkeypatch: pytest.Monk
         assert alive(pid)
     finally:
         os.kill(pid, signal.SIGKILL)
+
+
+def test_a_call_that_is_killed_takes_its_stage_with_it(call: Call) -> None:
+    (call.pack.parent / "hang").touch()
+    log, environment = call.pack.parent / "log", call.environment()
+    code = "import os, pathlib, sys; from benchmarks.gpu_run import run; "
+    code += "run(['a_stage', 'smoke'], os.environ, pathlib.Path(sys.argv[1]), 3600)"
+    with subprocess.Popen([sys.executable, "-c", code, str(log)], cwd=ROOT, env=environment) as process:
+        child, stage = (call.pack.parent / name for name in ("child.txt", "stage.txt"))
+        wait_for(child.exists)
+        process.kill()
+    wait_for(lambda: not alive(int(stage.read_text())))
+    os.kill(int(child.read_text()), signal.SIGKILL)  # of which the kernel was not told
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    """However slow the machine is."""
+    until = monotonic() + 120
+    while not what():
+        assert monotonic() < until
+        sleep(0.05)
 
 
 def test_a_call_that_is_stopped_files_what_it_has(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,6 +355,7 @@ def test_the_proof_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.
     assert outcomes["test_skipped"] == "skipped"
     assert outcomes["test_bad"] == outcomes["test_endless"] == "failed"
     assert "a reason" in found["test_bad"]["why"]
+    assert "def test_bad" in found["test_bad"]["told"]
     assert "test_endless" in found["test_endless"]["why"]
     with log.open("a") as file:
         file.write('{"test": "cut')  # a process that was killed while it wrote

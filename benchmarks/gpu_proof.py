@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from benchmarks.gpu_run import ALL, proved
+from common.runs.files import write_json
 
 TOLD = 20_000  # characters of what pytest would print at its end, which one that is cut off does not come to
 LOG = Path(os.environ["PROOF_LOG"])
@@ -21,6 +25,11 @@ class Log:
 
     def __init__(self) -> None:
         self.seen: dict[str, dict[str, Any]] = {}
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: Sequence[str]) -> None:
+        """Each process has found the same tests: those that are still to be run."""
+        write_json(LOG.with_name(ALL), sorted({*ids, *passed()}))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Set-up, call and end of a test each report; a process that died reports once, for none of them."""
@@ -51,8 +60,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def passed() -> set[str]:
     """The tests whose last outcome is so."""
-    from benchmarks.gpu_run import proved
-
     return {test for test, row in proved(LOG.parents[1]).items() if row["outcome"] == "passed"}
 
 

@@ -36,6 +36,7 @@ from common.training.launch import end_with_parent
 ROOT = Path(__file__).parents[1]
 ABOUT, DATA, SOURCES, WHEELS = "pack.json", "data", "sources", "wheels"  # in a pack
 INSTALLED, PROGRAMS = "installed", "programs"  # made beside them: the wheels' packages, what XLA compiled
+TESTS, ALL = "tests.jsonl", "all-tests.json"  # what benchmarks/gpu_proof.py files: outcomes, and all that there are
 STATE, SUMMARY, ARCHIVE = "state.json", "summary.txt", "gpu-results.tar.gz"  # in the results
 MOST = 15_000_000  # bytes of the archive
 GRACE = 10.0  # seconds in which a stage that must end may do so, and the results be filed
@@ -139,7 +140,7 @@ def _of_proof(call: Call) -> dict[str, str]:
         "GPU": "" if call.tiny else "required",
         "PARITY_DEVICE": call.device,
         "PARITY_RESULTS": str(call.results / "proof"),
-        "PROOF_LOG": str(call.results / "proof" / "tests.jsonl"),
+        "PROOF_LOG": str(call.results / "proof" / TESTS),
         "JAX_COMPILATION_CACHE_DIR": str(call.pack / PROGRAMS),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
@@ -303,8 +304,8 @@ class Results:
 
 
 def proved(folder: Path) -> dict[str, dict[str, Any]]:
-    """The last outcome of every test, as benchmarks/gpu_proof.py files them."""
-    path = folder / "proof" / "tests.jsonl"
+    """The last outcome of every test."""
+    path = folder / "proof" / TESTS
     found: dict[str, dict[str, Any]] = {}
     for line in path.read_text("utf-8").splitlines() if path.exists() else []:
         with suppress(ValueError):  # the last line of a process that was killed
@@ -332,6 +333,9 @@ def summary(call: Call, stages: Mapping[str, dict[str, Any]]) -> str:
     if tests:
         outcomes = [row["outcome"] for row in tests.values()]
         counts = {outcome: outcomes.count(outcome) for outcome in ("passed", "failed", "skipped")}
+        path = call.results / "proof" / ALL
+        left = set(json.loads(path.read_text("utf-8")) if path.exists() else []) - tests.keys()
+        counts["not run yet"] = len(left)
         lines += ["", "proof: " + ", ".join(f"{count} {outcome}" for outcome, count in counts.items())]
         lines += [f"FAILED {row['test']}: {row['why']}" for row in tests.values() if row["outcome"] == "failed"]
     return "\n".join(lines) + "\n"

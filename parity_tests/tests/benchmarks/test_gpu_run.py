@@ -24,7 +24,8 @@ from packaging.utils import canonicalize_name
 
 from benchmarks import gpu_run
 from benchmarks.gpu_pack import LACKING, PRESENT, SPARED, check_size
-from benchmarks.gpu_run import ABOUT, ARCHIVE, INSTALLED, STATE, SUMMARY, WHEELS, Call, Results, Stage
+from benchmarks.gpu_run import ABOUT, ALL, ARCHIVE, INSTALLED, STATE, SUMMARY, WHEELS, Call, Results, Stage
+from common.config import read_json
 from common.errors import UserError
 from common.runs.files import write_json
 from common.stopping import Stopped
@@ -336,8 +337,21 @@ def test_the_proof_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "test_it.py").write_text(TESTS)
     log = tmp_path / "proof" / "tests.jsonl"
     monkeypatch.setenv("PROOF_LOG", str(log))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # they take longer than the tests
     stopping = ["-o", "faulthandler_timeout=3", "-o", "faulthandler_exit_on_timeout=true"]
-    words = ["-p", "benchmarks.gpu_proof", "-p", "no:cacheprovider", "-n", "2", *stopping, "--rootdir", str(tmp_path)]
+    words = [
+        "-p",
+        "benchmarks.gpu_proof",
+        "-p",
+        "xdist",
+        "-p",
+        "no:cacheprovider",
+        "-n",
+        "2",
+        *stopping,
+        "--rootdir",
+        str(tmp_path),
+    ]
     command = [sys.executable, "-m", "pytest", "-c", os.devnull, *words, str(tmp_path)]
 
     def proof() -> tuple[int, list[str], str]:
@@ -349,6 +363,7 @@ def test_the_proof_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.
     code, tests, _ = proof()
     assert code == 1
     assert tests == ["test_bad", "test_endless", "test_good", "test_good_too", "test_skipped"]
+    assert sorted(test.partition("::")[2] for test in read_json(log.with_name(ALL))) == tests
     found = {test.partition("::")[2]: row for test, row in gpu_run.proved(tmp_path).items()}
     outcomes = {test: row["outcome"] for test, row in found.items()}
     assert outcomes["test_good"] == outcomes["test_good_too"] == "passed"

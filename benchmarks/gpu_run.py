@@ -42,6 +42,7 @@ MOST = 15_000_000  # bytes of the archive
 GRACE = 10.0  # seconds in which a stage that must end may do so, and the results be filed
 SPARE = 20.0  # seconds by which a stage that watches the time itself is told less
 NO_GPU = 2  # what the first stage ends with where the others are of no use
+LEFT = 3  # what the last two end with where something was left out or failed
 TEST = 120  # seconds of one test
 
 
@@ -158,8 +159,8 @@ def _bench(part: str) -> Callable[[Call, float], list[str]]:
 STAGES = {
     "smoke": Stage(100, 30, _smoke),
     "proof": Stage(420, 60, _proof, _of_proof),
-    "bench": Stage(290, 60, _bench("bench")),
-    "accuracy": Stage(200, 60, _bench("accuracy")),
+    "bench": Stage(350, 100, _bench("bench")),
+    "accuracy": Stage(180, 90, _bench("accuracy")),
 }
 
 
@@ -397,7 +398,7 @@ def work(call: Call, names: list[str]) -> bool:
         try:
             environment = call.environment() | stage.environment(call)
             code = run(stage.command(call, seconds), environment, results.folder / f"{name}.log", seconds)
-            status = "cut off" if code is None else "failed" if code else "done"
+            status = {0: "done", None: "cut off", LEFT: "not whole"}.get(code, "failed")
         finally:
             took = monotonic() - started
             results.note(name, status, took)

@@ -101,9 +101,10 @@ def test_what_was_found_on_other_sources_does_not_count(call: Call) -> None:
 
 def test_what_failed_runs_again_and_goes_on(call: Call) -> None:
     code = call.pack.parent / "code"
-    code.write_text("1")
-    assert not gpu_run.work(call, ["smoke", "proof"])
-    assert status(call) == {"smoke": "failed", "proof": "failed"}
+    for number, word in ((gpu_run.LEFT, "not whole"), (1, "failed")):
+        code.write_text(str(number))
+        assert not gpu_run.work(call, ["smoke", "proof"])
+        assert status(call) == {"smoke": word, "proof": word}
     kept = call.results / "proof" / "found.json"
     kept.write_text("{}")
     code.unlink()

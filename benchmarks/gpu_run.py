@@ -57,6 +57,8 @@ class Call:
         deadline: when the call must have ended (monotonic).
         again: stages to begin anew.
         keep: go on with what was found on other sources.
+        about: what pack.json says.
+        sources: the fingerprint of those that run.
     """
 
     pack: Path
@@ -111,17 +113,8 @@ def _smoke(call: Call, seconds: float) -> list[str]:
 def _proof(call: Call, seconds: float) -> list[str]:
     stopping = ["-o", f"faulthandler_timeout={TEST}", "-o", "faulthandler_exit_on_timeout=true"]
     spread = ["-n", "2" if call.tiny else "4", "--dist", "worksteal", *stopping]
-    return [
-        "pytest",
-        "-p",
-        "benchmarks.gpu_proof",
-        "-p",
-        "no:cacheprovider",
-        "-q",
-        "--tb=short",
-        *spread,
-        *_tests(call),
-    ]
+    plugins = ["-p", "benchmarks.gpu_proof", "-p", "no:cacheprovider"]
+    return ["pytest", "-q", "--tb=short", *plugins, *spread, *_tests(call)]
 
 
 def _tests(call: Call) -> list[str]:

@@ -77,7 +77,8 @@ def wheels(folder: Path, python: str) -> None:
     done = subprocess.run(command, cwd=folder.parent, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        raise UserError(f"The wheels for Python {python} could not be downloaded: {' '.join(errors) or done.stderr}")
+        said = " ".join(errors) or done.stderr
+        raise UserError(f"pip could not download the wheels for Python {python}; is there a network? It says: {said}")
 
 
 def sources(folder: Path) -> str:
@@ -146,9 +147,9 @@ def pack(options: Options) -> str:
         folder.mkdir()
         found = sources(folder / SOURCES)
         changed = commit() != found
+        wheels(folder / WHEELS, options.python)
         for name in options.data:
             data(folder / DATA, name)
-        wheels(folder / WHEELS, options.python)
         about = {"commit": found, "changes_left_out": changed, "fingerprint": fingerprint(folder / SOURCES)}
         named = {"python": options.python, "wheels": LACKING, "data": options.data}
         write_json(folder / ABOUT, about | named)

@@ -292,6 +292,7 @@ class Results:
         write_text(self.folder / SUMMARY, summary(self.call, self.stages))
         archive(self.folder)
         if out := os.environ.get("OUT"):
+            Path(out).mkdir(parents=True, exist_ok=True)
             for name in (SUMMARY, ARCHIVE):
                 with atomic(Path(out) / name) as part:
                     shutil.copy(self.folder / name, part)

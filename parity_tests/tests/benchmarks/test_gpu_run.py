@@ -212,7 +212,6 @@ def members(path: Path) -> dict[str, bytes]:
 
 def test_the_archive_has_everything(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     out = call.pack.parent / "out"
-    out.mkdir()
     monkeypatch.setenv("OUT", str(out))
     assert gpu_run.work(call, ["smoke", "proof"])
     (call.results / "proof" / "found.json").write_text("{}")

@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -94,7 +95,7 @@ class Stage:
     """A part of the work.
 
     Attributes:
-        limit: seconds.
+        limit: seconds, on a GPU.
         least: seconds without which it is not begun.
         command: its words after `python -m`, given the seconds that it has.
         environment: more of it.
@@ -381,7 +382,7 @@ def work(call: Call, names: list[str]) -> bool:
         if ready == "done":
             print(f"{name}: done before; AGAIN={name} repeats it", flush=True)
             continue
-        seconds = min(stage.limit, call.deadline - started - GRACE)
+        seconds = min(math.inf if call.tiny else stage.limit, call.deadline - started - GRACE)
         if seconds < stage.least:
             print(f"{name}: left for the next call, {max(seconds, 0):.0f} s are too few", flush=True)
             results.note(name, "left")

@@ -62,7 +62,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
         for name, limit in (("smoke", 600.0), ("proof", 600.0))
     }
     monkeypatch.setattr(gpu_run, "STAGES", stages)
-    return Call(pack, tmp_path / "results", "cpu", monotonic() + 10_000, about={"commit": "c0ffee"}, sources="these")
+    return Call(pack, tmp_path / "results", "gpu", monotonic() + 10_000, about={"commit": "c0ffee"}, sources="these")
 
 
 def ran(call: Call) -> list[str]:
@@ -464,7 +464,7 @@ def test_all_stages_on_the_cpu(tmp_path: Path) -> None:
         return subprocess.run([*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
     assert make("STAGES=smoke", "LIMIT=1").returncode
-    done = make()
+    done = make("LIMIT=10000")
     assert done.returncode == 0, done.stdout + done.stderr
     names = members(tmp_path / "out" / ARCHIVE).keys()
     assert names >= {f"gpu-results/{name}" for name in ("smoke/smoke.json", "proof/tests.jsonl", STATE, SUMMARY)}

@@ -4,6 +4,7 @@ RECIPE ?= digits
 ARCH ?= alexnet
 FRAMEWORK ?= torch
 WORLD ?= 1
+SUITE ?= growth
 ARGS ?=
 
 BIN := .venv/bin
@@ -81,9 +82,9 @@ gpu-run:  ## prove and measure there, in STAGES (smoke proof bench accuracy; AGA
 	$(or $(PYTHON),python3) -m benchmarks.gpu_run $(if $(STAGES),--stages $(STAGES)) $(if $(AGAIN),--again $(AGAIN)) \
 		$(if $(LIMIT),--limit $(LIMIT)) $(if $(RESULTS),--results "$(RESULTS)") $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
-growth: .venv/.test  ## measure throughput and memory against batch and image size on the CPU, and plot them
-	$(BIN)/python -m benchmarks.bench growth
-	$(BIN)/python -m benchmarks.growth growth
+growth: .venv/.test  ## measure throughput and memory against batch and image size, and plot them; SUITE=growth-gpu on a GPU
+	$(BIN)/python -m benchmarks.bench $(SUITE)
+	$(BIN)/python -m benchmarks.growth $(SUITE)
 
 ablation: .venv/.torch .venv/.flax  ## train RECIPE with one part or technique changed at a time, three seeds each, and file the table
 	$(BIN)/python -m benchmarks.ablation $(RECIPE) $(ARGS)

@@ -123,8 +123,6 @@ def _tests(call: Call) -> list[str]:
     tests = ROOT / "parity_tests" / "tests"
     mark = re.compile(r"^(pytestmark|@pytest)\b.*\bmark\.gpu\b", re.MULTILINE)
     marked = [path for path in sorted(tests.rglob("test_*.py")) if mark.search(path.read_text("utf-8"))]
-    if call.tiny and not any("PARITY_DEVICE" in path.read_text("utf-8") for path in marked):
-        return [str((tests / "proof" / "test_compare.py").relative_to(ROOT))]
     few = ["-k", "lenet"] if call.tiny else []
     return ["-m", "gpu", *few, *(str(path.relative_to(ROOT)) for path in marked)]
 

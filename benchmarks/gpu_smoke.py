@@ -16,8 +16,6 @@ from time import perf_counter
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import torch
 
 from common.commands.shell import guard
 from common.errors import first_line
@@ -27,8 +25,6 @@ from flax_impl import device as flax_device
 from parity_tests.results import ROOT
 from parity_tests.single_step import compare_step
 from torch_impl import device as torch_device
-
-BETWEEN = 1 + 2.0**-12  # of float32, not of TF32, whose ten bits round it to 1
 
 
 def devices(name: str) -> str:
@@ -42,15 +38,14 @@ def devices(name: str) -> str:
 
 
 def products(name: str) -> str:
-    """How each framework multiplies float32 numbers if nobody says how."""
-    ones = torch.eye(256, device=torch_device.pick_device(name))
-    ours = float((BETWEEN * ones @ ones)[0, 0])
-    with jax.default_device(flax_device.pick_device(name)):
-        theirs = float((BETWEEN * jnp.eye(256) @ jnp.eye(256))[0, 0])
-    words = [
-        "float32" if product == BETWEEN else f"rounded by {abs(product - BETWEEN):.1e}" for product in (ours, theirs)
-    ]
-    return f"PyTorch {words[0]}; JAX {words[1]}"
+    """What each framework multiplies float32 numbers in, where a recipe says float32 and where it says TF32."""
+    found = []
+    for precision in ("float32", "tf32"):
+        torch_device.set_precision(precision)
+        flax_device.set_precision(precision)
+        ours = torch_device.products(torch_device.pick_device(name))
+        found.append(f"{precision}: PyTorch {ours}, JAX {flax_device.products(flax_device.pick_device(name))}")
+    return "; ".join(found)
 
 
 def comparison(name: str) -> str:

@@ -23,7 +23,7 @@ class Contestant:
             of each image on the host.
         arch: a name of `common.arch.zoo.ARCHS`.
         batch: examples in a step.
-        precision: `tf32` is float32 whose products are rounded to TF32 on the way in (GPU only).
+        precision: as a recipe's.
         side: of the input in pixels, if not the architecture's; needs an adaptive pool.
         stored: side of the images as stored, which the device resizes; None: as large as the input.
         compile: with torch.compile (`torch` alone).
@@ -37,7 +37,7 @@ class Contestant:
     loop: Loop
     arch: str
     batch: int
-    precision: Precision | Literal["tf32"] = "float32"
+    precision: Precision = "float32"
     side: int | None = None
     stored: int | None = None
     compile: bool = False
@@ -70,7 +70,7 @@ class Contestant:
             batch_size=self.batch,
             optimizer=Optimizer(lr=0.01, momentum=0.9, weight_decay=5e-4),
             preprocess=replace(preprocess, resize=self.side if self.stored else None),
-            precision="float32" if self.precision == "tf32" else self.precision,
+            precision=self.precision,
         )
 
 
@@ -132,7 +132,7 @@ _SMALL = replace(_GPU, loop="strong_torch", arch="alexnet_cifar", batch=512)
 _FINETUNE = Contestant("torch", "alexnet", 128, "bfloat16", side=224, stored=32, device="gpu")
 
 
-def ours(base: Contestant, *precisions: Precision | Literal["tf32"], eager: bool = True) -> tuple[Contestant, ...]:
+def ours(base: Contestant, *precisions: Precision, eager: bool = True) -> tuple[Contestant, ...]:
     """Both frameworks in these precisions, PyTorch eager or compiled."""
     loops: tuple[tuple[Loop, bool], ...] = (("torch", not eager), ("flax", False))
     return tuple(replace(base, loop=loop, precision=p, compile=flag) for p in precisions for loop, flag in loops)

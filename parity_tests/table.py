@@ -107,7 +107,8 @@ def _row(arch: str, check: str, precision: str, worst: Difference, bounds: Bound
 def measure(options: Options) -> list[Row]:
     """Every row, with a progress bar."""
     names = [lookup(ARCHS, name, "architecture").name for name in options.arch] or list(ARCHS)
-    jobs: list[Any] = [lambda n=n, p=p: step_rows(n, p, options.device) for n in names for p in PRECISIONS]
+    precisions: tuple[Precision, ...] = (*PRECISIONS, "tf32") if options.device == "gpu" else PRECISIONS
+    jobs: list[Any] = [lambda n=n, p=p: step_rows(n, p, options.device) for n in names for p in precisions]
     if not options.arch and options.device == "cpu":
         jobs += [lambda n=n: curve_rows(n) for n in RECIPES]
     console = Console(stderr=True)

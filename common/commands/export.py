@@ -68,7 +68,7 @@ def _source(command: _ExportCommand, framework: Framework) -> Network:
     Raises:
         UserError: there is none, or a run folder has no result yet.
     """
-    if (command.source / "recipe.json").is_file():  # a run folder; Flax's checkpoints are folders too
+    if RunFolder.is_at(command.source):  # a run folder; Flax's checkpoints are folders too
         run = RunFolder.open(command.source)
         run.check_framework(framework, "export")
         if not (run.path / "model.safetensors").is_file():

@@ -25,6 +25,16 @@ _LARGE = 1 << 16  # bytes from which an array travels by itself
 _ARRAY, _PICKLE = b"a", b"p"  # what a file holds
 
 
+def check_system() -> None:
+    """Refuse a system whose processes cannot pass memory on.
+
+    Raises:
+        UserError: says so.
+    """
+    if not hasattr(os, "memfd_create"):
+        raise UserError("Reading in worker processes needs Linux: say --workers 0.")
+
+
 def read(read: Callable[[int], T], steps: range, workers: int) -> Iterator[T]:
     """Read steps in processes, each the next but `workers`, and give them in order.
 
@@ -41,8 +51,7 @@ def read(read: Callable[[int], T], steps: range, workers: int) -> Iterator[T]:
         UserError: this is not Linux, a process died, or `read` raised it.
         RuntimeError: `read` raised anything else; with its traceback.
     """
-    if not hasattr(os, "memfd_create"):
-        raise UserError("Reading in worker processes needs Linux: say --workers 0.")
+    check_system()
     with ExitStack() as stack:
         channels = [stack.enter_context(_worker()) for _ in range(min(workers, len(steps)))]
         asked: deque[socket.socket] = deque()

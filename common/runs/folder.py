@@ -22,6 +22,7 @@ from common.frameworks import FRAMEWORKS, Framework
 from common.recipes.spec import Recipe
 from common.runs.files import PART, atomic, locked, remove, sha256, unused, write_json, write_text, writing
 
+RECIPE = "recipe.json"
 RESUME_MAY_CHANGE = ("epochs",)
 
 
@@ -30,6 +31,11 @@ class RunFolder:
     """A run on disk. `create` makes a new one, `open` reads one; nothing here overwrites a run."""
 
     path: Path
+
+    @staticmethod
+    def is_at(path: Path) -> bool:
+        """Whether a folder is one: its recipe is the mark."""
+        return (path / RECIPE).is_file()
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe) -> RunFolder:
@@ -43,7 +49,7 @@ class RunFolder:
             if path.exists():
                 raise UserError(f"{path} exists. Continue that run with --resume, or name another folder with --out.")
             (part / "checkpoints").mkdir(parents=True, exist_ok=True)
-            write_json(part / "recipe.json", to_dict(recipe))
+            write_json(part / RECIPE, to_dict(recipe))
             part.rename(path)
         except OSError as error:
             with suppress(OSError):
@@ -59,14 +65,14 @@ class RunFolder:
             UserError: there is none.
         """
         for folder in (path, *path.absolute().parents[:2]):
-            if (folder / "recipe.json").is_file():
+            if cls.is_at(folder):
                 return cls(folder)
-        raise UserError(f"{path} is not a run folder, nor a checkpoint inside one: there is no recipe.json.")
+        raise UserError(f"{path} is not a run folder, nor a checkpoint inside one: there is no {RECIPE}.")
 
     @property
     def recipe(self) -> Recipe:
         """The recipe as it ran, overrides included."""
-        file = self.path / "recipe.json"
+        file = self.path / RECIPE
         recipe = from_dict(read_json(file), Recipe, str(file))
         recipe.check()
         return recipe
@@ -264,14 +270,14 @@ def open_or_create(path: Path, recipe: Recipe, framework: Framework, *, resume: 
     else:
         run, found = RunFolder(path), False
         with suppress(OSError):  # a name that is too long, and others that no file can have
-            found = (path / "recipe.json").is_file()
+            found = RunFolder.is_at(path)
         if not found:
             raise UserError(f"{path} is not a run folder: nothing to resume. Name the folder itself with --out.")
     with locked(path):
         if resume:
             _check_resumable(run, recipe, framework)
             run.clear_parts()
-            write_json(path / "recipe.json", to_dict(recipe))
+            write_json(path / RECIPE, to_dict(recipe))
         yield run
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from common.data.workers import check_system
 from common.errors import UserError
 
 Device = Literal["auto", "cpu", "gpu"]
@@ -62,7 +63,9 @@ def check_workers(workers: int) -> None:
     """Refuse a number of worker processes that there cannot be.
 
     Raises:
-        UserError: it is negative.
+        UserError: it is negative, or this system has none.
     """
     if workers < 0:
         raise UserError(f"--workers is {workers}; it must be 0 or more.")
+    if workers:
+        check_system()

@@ -82,7 +82,7 @@ def networks_at(
     """
     if not path.exists():
         raise UserError(f"There is no run folder, checkpoint or .safetensors file {path}.")
-    if path.suffix == ".safetensors" and not (path.absolute().parent / "recipe.json").is_file():
+    if path.suffix == ".safetensors" and not RunFolder.is_at(path.absolute().parent):
         return [_alone(path, arch, recipe)]
     run = RunFolder.open(path)
     for name, value in (("arch", arch), ("recipe", recipe)):

@@ -32,6 +32,7 @@ from common.data.sources import Arrays, Files
 from common.errors import UserError
 from common.recipes.spec import Mix, Preprocess
 from common.recipes.zoo import get_recipe
+from common.training.options import TrainOptions
 
 COUNT = 22
 TINY = Preprocess(host_resize=28, random_resized_crop=True, crop=24, flip=True)
@@ -328,6 +329,9 @@ def test_elsewhere_than_on_linux_the_sentence_says_what_to_do(monkeypatch: pytes
     monkeypatch.delattr(os, "memfd_create")
     with pytest.raises(UserError, match="needs Linux: say --workers 0"):
         list(workers.read(process_id, range(4), 2))
+    with pytest.raises(UserError, match="needs Linux: say --workers 0"):  # before a folder is made
+        TrainOptions(workers=2).check()
+    TrainOptions(workers=0).check()
 
 
 ENDLESS = """

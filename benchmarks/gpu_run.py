@@ -149,7 +149,7 @@ def _bench(part: str) -> Callable[[Call, float], list[str]]:
 
 
 STAGES = {
-    "smoke": Stage(100, 30, _smoke),
+    "smoke": Stage(140, 30, _smoke),
     "proof": Stage(420, 60, _proof, _of_proof),
     "bench": Stage(350, 100, _bench("bench")),
     "accuracy": Stage(180, 90, _bench("accuracy")),

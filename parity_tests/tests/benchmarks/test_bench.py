@@ -71,6 +71,7 @@ def contestants(rows: list[dict[str, Any]]) -> list[Contestant]:
     return [Contestant(**{key: row[key] for key in Contestant.__dataclass_fields__}) for row in rows]
 
 
+@pytest.mark.full
 def test_a_row_for_each_contestant(filed: tuple[Path, str]) -> None:
     content, printed = read_json(filed[0] / "bench-tiny.json"), filed[1]
     rows = content["rows"]
@@ -90,6 +91,7 @@ def test_a_row_for_each_contestant(filed: tuple[Path, str]) -> None:
     assert content["left_out"] == {}
 
 
+@pytest.mark.full
 def test_the_base_is_one_and_ratios_are_paired(filed: tuple[Path, str]) -> None:
     rows = read_json(filed[0] / "bench-tiny.json")["rows"]
     base, late = rows[0], rows[2]
@@ -101,6 +103,7 @@ def test_the_base_is_one_and_ratios_are_paired(filed: tuple[Path, str]) -> None:
     assert late["times_base"] == pytest.approx(np.median(pairs))
 
 
+@pytest.mark.full
 def test_a_late_input_is_seen(filed: tuple[Path, str]) -> None:
     """The planted fault: each batch 0.3 s late. The share is by construction, whatever else the machine does."""
     on_time, _, late, *_ = read_json(filed[0] / "bench-tiny.json")["rows"]
@@ -110,6 +113,7 @@ def test_a_late_input_is_seen(filed: tuple[Path, str]) -> None:
     assert late["waiting_share"] > on_time["waiting_share"]
 
 
+@pytest.mark.full
 def test_kernels_of_every_program_are_filed(filed: tuple[Path, str]) -> None:
     """On a CPU, operations. The late program idles: a step lasts 0.3 s longer than it computes."""
     profiles = read_json(filed[0] / "bench-tiny.json")["profiles"]
@@ -126,6 +130,7 @@ def test_kernels_of_every_program_are_filed(filed: tuple[Path, str]) -> None:
     assert "conv" in filed[1]
 
 
+@pytest.mark.full
 def test_a_second_call_goes_on(filed: tuple[Path, str], tmp_path: Path) -> None:
     """What is filed stays, to the byte of its rows; a heat and a run that are missing are added."""
     out = filed[0]
@@ -434,6 +439,7 @@ def test_seeds_compile_once_in_torch(small: tuple[Recipe, Dataset, Dataset], mon
         assert counters["unique_graphs"] > graphs
 
 
+@pytest.mark.full
 def test_seconds_to_an_accuracy(filed: tuple[Path, str]) -> None:
     content = read_json(filed[0] / "accuracy-tiny-cpu.json")
     for framework in ("torch", "flax"):

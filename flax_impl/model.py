@@ -12,7 +12,7 @@ from jax import Array
 
 from common.arch.spec import After, Arch, AvgPool, ConvSpec, MaxPool
 from common.errors import UserError
-from flax_impl.layers import BatchNorm, adaptive_avg_pool, local_response_norm, max_pool
+from flax_impl.layers import BatchNorm, Conv, Dense, adaptive_avg_pool, local_response_norm, max_pool
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": nn.relu, "tanh": jnp.tanh, "sigmoid": nn.sigmoid}
 
@@ -34,7 +34,7 @@ class ConvBlock(nn.Module):
 
     def setup(self) -> None:
         spec, types = self.spec, {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        self.conv = nn.Conv(
+        self.conv = Conv(
             spec.features,
             (spec.kernel, spec.kernel),
             spec.stride,
@@ -81,7 +81,7 @@ class AlexNet(nn.Module):
     def setup(self) -> None:
         _check_depth(self.arch, type(self).__name__, 5, 3)
         block = partial(ConvBlock, activation=self.arch.activation, dtype=self.dtype, param_dtype=self.param_dtype)
-        dense = partial(nn.Dense, dtype=self.dtype, param_dtype=self.param_dtype)
+        dense = partial(Dense, dtype=self.dtype, param_dtype=self.param_dtype)
         conv1, conv2, conv3, conv4, conv5 = self.arch.convs
         fc6, fc7, fc8 = self.arch.dense
         self.conv1 = block(conv1)
@@ -131,7 +131,7 @@ class LeNet(nn.Module):
     def setup(self) -> None:
         _check_depth(self.arch, type(self).__name__, 2, 2)
         block = partial(ConvBlock, activation=self.arch.activation, dtype=self.dtype, param_dtype=self.param_dtype)
-        dense = partial(nn.Dense, dtype=self.dtype, param_dtype=self.param_dtype)
+        dense = partial(Dense, dtype=self.dtype, param_dtype=self.param_dtype)
         conv1, conv2 = self.arch.convs
         fc3, fc4 = self.arch.dense
         self.conv1 = block(conv1)

@@ -141,8 +141,8 @@ def optimizer_of_torch(**changes: Any) -> Patch:
 
 
 def layer_of_flax(kind: str, **changes: Any) -> Patch:
-    """A linen layer made with other arguments."""
-    return wrap(nn, kind, lambda f, *args, **kwargs: f(*args, **{**kwargs, **changes}))
+    """A layer of Flax's made with other arguments."""
+    return wrap(flax_impl.model, kind, lambda f, *args, **kwargs: f(*args, **{**kwargs, **changes}))
 
 
 def rounded(tensor: torch.Tensor, bits: int) -> torch.Tensor:

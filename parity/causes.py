@@ -74,7 +74,7 @@ def _decay(phase: str, tensor: str, a: Array, b: Array, left: Trace) -> str:
     if phase not in ("optimizer", "parameter"):
         return ""
     name = tensor.split("/")[-1]
-    values = left["parameter"].get(name)
+    values = left.get("parameter", {}).get(name)
     if values is None or not _multiple(a - b, values.astype(np.float64), 1e-2):
         return ""
     return (

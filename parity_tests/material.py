@@ -8,6 +8,7 @@ from functools import cache
 from itertools import count, islice
 
 from common.arch.spec import Arch
+from common.arch.zoo import ARCHS
 from common.data.batch import Batch
 from common.data.dataset import Dataset
 from common.data.load import load_dataset
@@ -23,6 +24,13 @@ def narrow(arch: Arch, conv: int = 8, dense: int = 64) -> Arch:
     convs = tuple(replace(spec, features=spec.features // conv) for spec in arch.convs)
     hidden = tuple(replace(spec, features=dense) for spec in arch.dense[:-1])
     return replace(arch, convs=convs, dense=(*hidden, arch.dense[-1]))
+
+
+def smallest() -> Arch:
+    """LeNet on 16 x 16 pixels with a few channels, batch norm in its first block: every kind of parameter, quickly."""
+    arch = narrow(ARCHS["lenet"], conv=5, dense=6).adapt(height=16, width=16, classes=3)
+    first, second = arch.convs
+    return replace(arch, convs=(replace(first, bias=False, norm=ARCHS["alexnet_bn"].convs[0].norm), second))
 
 
 @cache

@@ -99,6 +99,62 @@ def test_max_pool_goes_back_as_if_by_comparing_rows_and_columns(pool: MaxPool, d
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize("pool", [MaxPool(3, 2), MaxPool(2, 2, 1)])
+def test_max_pool_hands_nan_on_as_pytorch_does(pool: MaxPool) -> None:
+    """A window with NaN gives NaN, wherever in it, and its gradient goes to the last one: a diverged run is seen."""
+    x = RNG.standard_normal((9, 9, 8, 2)).astype(np.float32)
+    for image in range(9):  # one at each place of a window of three, and in one channel a second one
+        x[image, 2 + image // 3, 2 + image % 3, :] = np.nan
+        x[image, 4, 3, 1] = np.nan
+    ours = torch.from_numpy(x).permute(0, 3, 1, 2).requires_grad_()
+    expected = torch_model._after(pool)(ours)
+    weights = RNG.standard_normal(expected.shape).astype(np.float32)
+    expected.backward(torch.from_numpy(weights))
+    cotangent = jnp.asarray(weights.transpose(0, 2, 3, 1))
+
+    @jax.jit
+    def there_and_back(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        y, back = jax.vjp(lambda x: flax_model._after(pool, x), x)
+        return y, *back(cotangent)
+
+    found, gradient = there_and_back(jnp.asarray(x))
+    assert np.isnan(found).any(axis=(1, 2)).all(), "in every image and channel"
+    assert ours.grad is not None
+    for y in (found, flax_model._after(pool, jnp.asarray(x))):  # of training, and of evaluation
+        np.testing.assert_array_equal(np.asarray(y).transpose(0, 3, 1, 2), expected.detach().numpy())
+    theirs = np.asarray(gradient).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(theirs, ours.grad.numpy(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["conv", "dense"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_bias_gradient_of_many_pixels_is_added_up_in_float32(kind: str, dtype: str) -> None:
+    """Exact numbers whose sum 16 bits cannot reach one by one: there it would stand still at 256 or 2,048."""
+    rows = 4100
+    layer: Any = (
+        layers.Conv(1, (1, 1), dtype=dtype, param_dtype=jnp.float32) if kind == "conv" else layers.Dense(1, dtype=dtype)
+    )
+    shape = (2, rows // 50, 25, 1) if kind == "conv" else (rows, 1)
+    kernel = jnp.ones((1,) * (4 if kind == "conv" else 2))
+    params = {"kernel": kernel, "bias": jnp.ones(1)}
+
+    @jax.jit
+    def gradient(params: Any) -> Any:
+        y, back = jax.vjp(lambda params: layer.apply({"params": params}, jnp.ones(shape, dtype)), params)
+        assert y.dtype == dtype
+        return back(jnp.ones_like(y))[0]["bias"]
+
+    found = gradient(params)
+    assert (found.dtype, float(found[0])) == (jnp.float32, rows)
+    model = torch.nn.Conv2d(1, 1, 1) if kind == "conv" else torch.nn.Linear(1, 1)
+    with torch.autocast("cpu", getattr(torch, dtype)):
+        output = model(torch.ones((2, 1, rows // 50, 25) if kind == "conv" else shape))
+    output.sum().backward()
+    assert model.bias is not None
+    assert model.bias.grad is not None
+    assert model.bias.grad.item() == float(jnp.asarray(rows, dtype)), "PyTorch's, rounded once"
+
+
 class _Norm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:

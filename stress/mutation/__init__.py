@@ -1,0 +1,1 @@
+"""What mutation testing is made of; `stress.mutate` is its command."""

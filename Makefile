@@ -16,7 +16,7 @@ SPREAD := -n logical --maxprocesses 4 --dist worksteal
 LOCK := pyproject.toml requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help train-torch train-flax evaluate-torch evaluate-flax predict predict-torch predict-flax export-torch export-flax summary weights data test test-full test-gpu parity bench bench-gpu gpu-pack gpu-run growth ablation mutants study compare soak fuzz lint lock clean
+.PHONY: help train-torch train-flax evaluate-torch evaluate-flax predict predict-torch predict-flax export-torch export-flax summary weights data test test-full test-gpu parity bench bench-gpu gpu-pack gpu-run growth ablation mutants mutate study compare soak fuzz lint lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list every target
@@ -91,6 +91,9 @@ ablation: .venv/.torch .venv/.flax  ## train RECIPE with one part or technique c
 
 mutants: .venv/.test  ## plant every fault, print where the comparer finds it and file the table
 	$(BIN)/python -m parity_tests.mutants $(ARGS)
+
+mutate: .venv/.test  ## change one place of FILES (default: all) at a time, expect a test to fail, go on where it stopped; ARGS="--sample 60 --seed 0"
+	$(BIN)/python -m stress.mutate $(FILES) $(ARGS)
 
 study: .venv/.study  ## write both implementations side by side as pages into site/; RECIPE=... IMAGE=...; RUN_TORCH=... RUN_FLAX=... NOISE=... add curves
 	$(BIN)/python -m study --recipe $(RECIPE) $(if $(RUN_TORCH),--run-torch "$(RUN_TORCH)") $(if $(RUN_FLAX),--run-flax "$(RUN_FLAX)") \

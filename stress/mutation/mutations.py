@@ -71,7 +71,8 @@ class ScaleFloat(Operator):
             yield node.start_pos, node.end_pos
 
     def mutate(self, node: Any, index: int) -> Any:
-        return parso.python.tree.Number(f"{node.prefix}{float(node.value) * 1.1:.12g}", node.start_pos)
+        more = float(f"{float(node.value) * 1.1:.12g}")
+        return parso.python.tree.Number(repr(more), node.start_pos, node.prefix)
 
     @classmethod
     def examples(cls) -> Sequence[Any]:

@@ -33,7 +33,8 @@ def write(rows: Mapping[str, dict[str, Any]], path: Path, root: Path) -> dict[st
     files = {file: each for file, each in filed.items() if (root / file).exists()}
     files |= {file: row for file, row in rows.items() if row["tried"]}
     totals = {name: sum(each[name] for each in files.values()) for name in NAMES}
-    result = {"score": share(totals), "totals": totals, "files": dict(sorted(files.items()))}
+    whole = {name: sum(each[name] for each in files.values() if not each["pending"]) for name in NAMES}
+    result = {"score": share(whole), "totals": totals, "files": dict(sorted(files.items()))}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, result)
     write_text(path.with_suffix(".md"), page(result))
@@ -64,7 +65,9 @@ def score(session: Session, jobs: Sequence[str], known: dict[tuple[str, str, str
 
 
 def share(totals: dict[str, int]) -> float | None:
-    """Of the mutants that a test could kill and that were tried, the killed."""
+    """Of the mutants that a test could kill, the killed; None while some are not tried, as the first are no sample."""
+    if totals["pending"]:
+        return None
     killed = totals["killed"] + totals["timeout"]
     tried = killed + totals["survived"] + totals["unreached"]
     return round(killed / tried, 4) if tried else None
@@ -75,14 +78,21 @@ def page(result: dict[str, Any]) -> str:
     lines = [
         "# Mutants",
         "",
-        "Made by `make mutate`. " + "; ".join(f"{name}: {what}" for name, what in NAMES.items()),
+        "Made by `make mutate`. A file has a score when all of its mutants were tried. Only the tests named were used.",
         "",
     ]
-    lines += ["| file | score | " + " | ".join(NAMES) + " | commit | date |", "|" + " --- |" * (len(NAMES) + 4)]
+    lines += ["| file | score | " + " | ".join(NAMES) + " | tests | commit | date |", "|" + " --- |" * (len(NAMES) + 5)]
     for file, each in result["files"].items():
-        cells = (file, percent(each["score"]), *(str(each[name]) for name in NAMES), each["commit"], each["date"])
+        cells = (
+            file,
+            percent(each["score"]),
+            *(str(each[name]) for name in NAMES),
+            used(each),
+            each["commit"],
+            each["date"],
+        )
         lines.append("| " + " | ".join(cells) + " |")
-    lines.append("| all | " + " | ".join((percent(result["score"]), *map(str, result["totals"].values()))) + " | | |")
+    lines.append("| all | " + " | ".join((percent(result["score"]), *map(str, result["totals"].values()))) + " | | | |")
     for file, each in result["files"].items():
         if each["survivors"]:
             lines += ["", f"## {file}", "", "```diff"]
@@ -94,6 +104,12 @@ def page(result: dict[str, Any]) -> str:
                 ]
             lines.append("```")
     return "\n".join(lines) + "\n"
+
+
+def used(row: Mapping[str, Any]) -> str:
+    """The tests that a file's mutants were tried by."""
+    names = row["tests"] if row["tests"] == "all" else ", ".join(Path(each).stem for each in row["tests"])
+    return names + ("" if row["long_tests"] else ", the quick ones")
 
 
 def percent(number: float | None) -> str:

@@ -133,6 +133,7 @@ def test_every_fate(tmp_path: Path) -> None:
     unseen = {("return x - 1.5", "survived"), ("return x + 2.5", "survived"), ("return x + 0.5", "survived")}
     assert fates(sums) == unseen | {("return x + 1.65", "survived"), ("return x", "unreached")}
     assert sums["equivalent"] == 1
+    assert sums["score"] == round(sums["killed"] / (sums["killed"] + 5), 4)
     assert sums["left_out"]["message"] >= 3
     assert (loops["timeout"], loops["survived"]) == (1, 0)
     assert loops["killed"] >= 5

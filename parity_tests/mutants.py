@@ -2,18 +2,19 @@
 
 A check that cannot fail proves nothing. Every mutant changes one framework's side without editing a file, by patching a
 name while the pair is built and trained for a few steps; the comparer must then raise a `Mismatch` at the place where
-the fault first shows.
+the fault first shows. What both sides share is the second part, in `parity_tests/shared_faults.py`.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar
 from unittest import mock
 
 import flax.linen as nn
@@ -44,8 +45,10 @@ from common.runs.files import write_json
 from common.system import package_versions
 from flax_impl import convert
 from parity.compare import Bounds, Difference, Mismatch, compare_run
+from parity_tests import shared_faults
 from parity_tests.material import first_batches
 from parity_tests.results import RESULTS
+from parity_tests.shared_faults import SharedFault
 from parity_tests.sides import make_pair
 from parity_tests.subjects import Subject, subjects
 from torch_impl.device import describe, pick_device
@@ -350,41 +353,75 @@ COLUMNS = {
     "cause": "likely cause, as reported",
     "caught": "caught",
 }
+PARTS = {"frameworks": "in one framework, found by the comparer", "shared": "in what both share, found by a test"}
 
 
 @dataclass(frozen=True)
 class Options:
-    """Plant every fault, print where the comparer finds it, and file the table.
+    """Plant every fault, print where it is found, and file the table.
 
     Attributes:
         words: only the faults whose names hold these words, and nothing filed.
-        out: where the table goes as mutants-cpu.json.
+        part: those of one framework, which the comparer finds; those of what both share, which tests find; or all.
+        out: where the table goes as mutants-cpu.json; a part that is not run stays there as it is.
     """
 
     words: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    part: Literal["all", "frameworks", "shared"] = "all"
     out: Path = RESULTS
 
 
 def plant(chosen: Sequence[Mutant]) -> list[dict[str, str]]:
     """Run mutants, with a progress bar; a row each, with the keys of `COLUMNS`."""
+    rows = []
+    with jax.enable_x64(True):
+        known = subjects()
+        for mutant in _tracked(chosen, len(chosen)):
+            found = run(mutant, known[mutant.subject])
+            place = f"step {found.step}, {found.phase}, {found.tensor}" if found else "nowhere"
+            rows.append(_row(mutant, place, found.cause if found else "", caught(mutant, found)))
+    return rows
+
+
+def plant_shared(chosen: Sequence[SharedFault]) -> list[dict[str, str]]:
+    """Run faults in what both frameworks share; a row each, with the keys of `COLUMNS`."""
+    rows = []
+    for fault, said in _tracked(shared_faults.run(chosen), len(chosen)):
+        words = " ".join(" ".join((said or "").split("\n")[:4]).split())[:200]
+        rows.append(_row(fault, fault.test if said else "nowhere", words, shared_faults.caught(fault, said)))
+    return rows
+
+
+Item = TypeVar("Item")
+Fault = TypeVar("Fault", Mutant, SharedFault)
+
+
+def _tracked(items: Iterable[Item], total: int) -> Iterable[Item]:
     from rich.console import Console
     from rich.progress import track
 
-    console, rows = Console(stderr=True), []
-    with jax.enable_x64(True):
-        known = subjects()
-        for mutant in track(chosen, "Planting", console=console, transient=True, disable=not console.is_terminal):
-            found = run(mutant, known[mutant.subject])
-            place = f"step {found.step}, {found.phase}, {found.tensor}" if found else "nowhere"
-            cells = (
-                mutant.name,
-                mutant.row,
-                place,
-                found.cause if found else "",
-                "yes" if caught(mutant, found) else "NO",
-            )
-            rows.append(dict(zip(COLUMNS, cells, strict=True)))
-    return rows
+    console = Console(stderr=True)
+    return track(items, "Planting", total, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _row(fault: Mutant | SharedFault, place: str, cause: str, found: bool) -> dict[str, str]:
+    return dict(zip(COLUMNS, (fault.name, fault.row, place, cause, "yes" if found else "NO"), strict=True))
+
+
+def _choose(faults: Sequence[Fault], options: Options, part: str) -> list[Fault]:
+    """Those of a part that the command asks for."""
+    words = " ".join(options.words).lower()
+    return [fault for fault in faults if options.part in ("all", part) and words in fault.name.lower()]
+
+
+def _file(path: Path, rows: Mapping[str, list[dict[str, str]]]) -> None:
+    """Write the parts that were run: `frameworks` at the top, as the pages read it, the other under its name."""
+    filed = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    for part, found in rows.items():
+        about = {"device": describe(pick_device("cpu")), "versions": package_versions(), "rows": found}
+        filed |= about if part == "frameworks" else {part: about}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, filed)
 
 
 def main() -> None:
@@ -397,21 +434,23 @@ def main() -> None:
     from rich.table import Table
 
     options = tyro.cli(Options, prog="python -m parity_tests.mutants")
-    words = " ".join(options.words).lower()
-    chosen = [mutant for mutant in MUTANTS if words in mutant.name.lower()]
-    if not chosen:
-        names = "\n  ".join(mutant.name for mutant in MUTANTS)
-        raise UserError(f"No fault has {words!r} in its name. There are:\n  {names}")
-    rows = plant(chosen)
-    table = Table(*COLUMNS.values(), title="Planted faults")
-    for row in rows:
-        table.add_row(*row.values())
-    survivors = sum(row["caught"] != "yes" for row in rows)
-    Console(width=160).print(table, f"{len(rows) - survivors} of {len(rows)} faults caught where they are")
-    if not words:
-        options.out.mkdir(parents=True, exist_ok=True)
-        about = {"device": describe(pick_device("cpu")), "versions": package_versions()}
-        write_json(options.out / "mutants-cpu.json", about | {"rows": rows})
+    ours, shared = _choose(MUTANTS, options, "frameworks"), _choose(shared_faults.FAULTS, options, "shared")
+    if not (ours or shared):
+        known = [mutant.name for mutant in MUTANTS] + [fault.name for fault in shared_faults.FAULTS]
+        names = "\n  ".join(known)
+        raise UserError(f"No fault has {' '.join(options.words)!r} in its name. There are:\n  {names}")
+    rows = {"frameworks": plant(ours), "shared": plant_shared(shared) if shared else []}
+    survivors = 0
+    for part, found in rows.items():
+        if found:
+            table = Table(*COLUMNS.values(), title=f"Planted faults: {PARTS[part]}")
+            for row in found:
+                table.add_row(*row.values())
+            lost = sum(row["caught"] != "yes" for row in found)
+            survivors += lost
+            Console(width=160).print(table, f"{len(found) - lost} of {len(found)} faults caught where they are")
+    if not options.words:
+        _file(options.out / "mutants-cpu.json", {part: found for part, found in rows.items() if found})
     sys.exit(survivors > 0)
 
 

@@ -221,7 +221,8 @@ def test_no_architecture_is_without_a_table() -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_field_of_an_architecture_is_its_sources(name: str) -> None:
-    assert differences(name, leaves((ARCHS | ABLATIONS)[name]), table_of(name)) == []
+    problems = differences(name, leaves((ARCHS | ABLATIONS)[name]), table_of(name))
+    assert not problems, "\n".join(problems)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -349,7 +350,8 @@ def test_no_initialisation_is_without_a_table() -> None:
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_every_field_of_an_initialisation_is_its_sources(name: str) -> None:
-    assert differences(name, leaves(INITS[name]), SCHEMES[name]) == []
+    problems = differences(name, leaves(INITS[name]), SCHEMES[name])
+    assert not problems, "\n".join(problems)
 
 
 @pytest.mark.parametrize("name", SCHEMES)
@@ -442,7 +444,8 @@ def _whole(kind: type) -> Table:
 
 @pytest.mark.parametrize("kind", BY_DEFAULT, ids=lambda kind: kind.__name__)
 def test_every_default_is_its_sources(kind: type) -> None:
-    assert differences(kind.__name__, defaults(kind), _whole(kind)) == []
+    problems = differences(kind.__name__, defaults(kind), _whole(kind))
+    assert not problems, "\n".join(problems)
     assert AvgPool.padding == 0  # torch.nn.AvgPool2d's; a constant of the class, no field
 
 

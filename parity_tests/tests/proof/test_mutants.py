@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
 import pytest
 
+from parity_tests import mutants, planted, shared_faults
 from parity_tests.mutants import MUTANTS, Mutant, caught, run, train
+from parity_tests.results import ROOT
+from parity_tests.shared_faults import FAULTS, SharedFault
 from parity_tests.subjects import subjects
 
 # One for each row of the table of causes runs in CI, the others in `make test-full` and `make mutants`.
@@ -37,3 +45,61 @@ def test_no_false_alarm(name: str) -> None:
 
 def test_names_are_unique() -> None:
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 25
+    names = [mutant.name for mutant in MUTANTS] + [fault.name for fault in FAULTS]
+    assert len(set(names)) == len(names)
+
+
+# What both frameworks share. The libraries take seconds to import: the first in CI, all in `make test-full`.
+
+
+def found(body: Sequence[ast.stmt], name: str) -> ast.ClassDef | ast.FunctionDef:
+    """The class or function of this name."""
+    [definition] = [node for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name]
+    return definition
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: str(fault.name))
+def test_a_shared_fault_is_one_line_and_its_test_is_there(fault: SharedFault) -> None:
+    before = fault.file.read_text("utf-8")
+    after = planted.with_fault(before, fault.old, fault.new)
+    assert sum(a != b for a, b in zip(before.split("\n"), after.split("\n"), strict=True)) == 1
+    compile(after, fault.file, "exec")
+    path, *names = fault.test.partition("[")[0].split("::")
+    body: Sequence[ast.stmt] = ast.parse((ROOT / shared_faults.TESTS / path).read_text("utf-8")).body
+    for name in names:
+        body = found(body, name).body
+
+
+@pytest.mark.parametrize("count", [1, pytest.param(len(FAULTS), marks=pytest.mark.full)])
+def test_shared_faults_are_named(count: int) -> None:
+    """And their tests pass without one."""
+    survivors = {
+        fault.name: message
+        for fault, message in shared_faults.run(FAULTS[:count])
+        if not shared_faults.caught(fault, message)
+    }
+    assert survivors == {}
+
+
+def test_there_are_enough_shared_faults_of_every_kind() -> None:
+    assert len(FAULTS) >= 25
+    kinds = {"constant", "recipe", "default", "architecture", "dataset", "schedule", "draw", "split", "scoring"}
+    assert {fault.row for fault in FAULTS} == kinds
+
+
+def test_a_part_that_is_not_run_stays_filed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a fault that its test does not name is a survivor."""
+    path, fault = tmp_path / "mutants-cpu.json", FAULTS[0]
+    path.write_text(json.dumps({"device": "a", "versions": {}, "rows": [{"fault": "one"}]}), "utf-8")
+    monkeypatch.setattr(shared_faults, "FAULTS", FAULTS[:2])
+    monkeypatch.setattr(shared_faults, "run", lambda faults: zip(faults, ("something else", None), strict=True))
+    monkeypatch.setattr("sys.argv", ["mutants", "--part", "shared", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        mutants.main()
+    assert end.value.code == 1
+    filed = json.loads(path.read_text("utf-8"))
+    assert filed["rows"] == [{"fault": "one"}]
+    assert [(row["found_at"], row["caught"]) for row in filed["shared"]["rows"]] == [
+        (fault.test, "NO"),
+        ("nowhere", "NO"),
+    ]

@@ -330,7 +330,8 @@ def test_no_recipe_is_without_a_table() -> None:
 
 @pytest.mark.parametrize("name", TABLES)
 def test_every_field_of_a_recipe_is_its_sources(name: str) -> None:
-    assert differences(name, leaves(RECIPES[name]), table_of(name)) == []
+    problems = differences(name, leaves(RECIPES[name]), table_of(name))
+    assert not problems, "\n".join(problems)
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -413,7 +414,9 @@ EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836
 def test_the_colour_noise_is_fb_resnet_torchs() -> None:
     """A row a component in ours: the eigenvalue times its column."""
     expected = (np.array(EIGENVECTORS) * EIGENVALUES).T
-    assert np.array_equal(np.array(IMAGENET_PCA), expected), "IMAGENET_PCA, fb.resnet.torch's datasets/imagenet.lua"
+    np.testing.assert_array_equal(
+        IMAGENET_PCA, expected, err_msg="IMAGENET_PCA; fb.resnet.torch, datasets/imagenet.lua"
+    )
 
 
 # Images as they are stored, classes, examples to train and test on, tensorflow-datasets' name of the test split.
@@ -471,7 +474,8 @@ def test_no_dataset_is_without_a_table() -> None:
 
 @pytest.mark.parametrize("name", FACTS)
 def test_every_field_of_a_dataset_is_its_sources(name: str) -> None:
-    assert differences(name, leaves(DATASETS[name]), FACTS[name]) == []
+    problems = differences(name, leaves(DATASETS[name]), FACTS[name])
+    assert not problems, "\n".join(problems)
     for path, wrong in faults(DATASETS[name]):
         problems = differences(name, leaves(wrong), FACTS[name])
         assert [problem.startswith(f"{name}: {path} is ") for problem in problems] == [True], problems
@@ -501,8 +505,10 @@ def test_prepared_data_holds_the_tables_sizes(name: str) -> None:
     counts = {split["name"]: sum(int(count) for count in split["shardLengths"]) for split in splits}
     spec = DATASETS[name]
     assert (counts["train"], counts[spec.test_split]) == spec.examples
-    labels = (folder / "label.labels.txt").read_text("utf-8").split()
-    assert len(set(labels)) == spec.classes
+    features = json.loads((folder / "features.json").read_text("utf-8"))["featuresDict"]["features"]
+    assert int(features["label"]["classLabel"]["numClasses"]) == spec.classes
+    stored = features["image"]["image"].get("shape", {}).get("dimensions", ())
+    assert spec.image is None or tuple(map(int, stored)) == spec.image
 
 
 @pytest.mark.full

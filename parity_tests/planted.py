@@ -1,4 +1,4 @@
-"""Plants a one-line fault in a module as it is imported, and runs tests with it: `python -m parity_tests.planted`.
+"""Plants a one-line fault in a module as it is imported, and runs tests with it: a process that `shared_faults` starts.
 
 No file is edited: the module's text is changed on its way to the compiler, so the fault is in every constant, default
 and decorator that is computed at import, too. Each fault gets a process of its own, forked from one that has imported
@@ -22,7 +22,6 @@ from types import CodeType, ModuleType
 from typing import NoReturn
 from xml.etree import ElementTree
 
-LIBRARIES = ("flax.linen", "jax", "matplotlib", "optax", "pytest", "scipy.stats", "sklearn.datasets", "torchvision")
 SECONDS = 300  # that a job may take
 
 
@@ -127,8 +126,11 @@ def _outcome(job: Job, folder: Path) -> Outcome:
 
 
 def main() -> None:
-    """Read jobs from standard input, a JSON object a line, and write an outcome for each as it is done."""
-    for name in LIBRARIES:
+    """Read jobs from standard input, a JSON object a line, and write an outcome for each as it is done.
+
+    The arguments are libraries to be imported once for all.
+    """
+    for name in sys.argv[1:]:
         importlib.import_module(name)
     for line in sys.stdin:
         with tempfile.TemporaryDirectory() as folder:

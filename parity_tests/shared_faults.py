@@ -19,6 +19,7 @@ from pathlib import Path
 from parity_tests import planted
 from parity_tests.results import ROOT
 
+LIBRARIES = ("flax.linen", "jax", "matplotlib", "optax", "pytest", "scipy.stats", "sklearn.datasets", "torchvision")
 TESTS = "parity_tests/tests/"
 ARCHS, RECIPES = "models/test_published.py", "training/test_published_recipes.py"
 DRAWN, TECHNIQUES, COMMANDS = "training/test_recipes.py", "training/test_techniques.py", "commands/test_evaluate.py"
@@ -118,7 +119,7 @@ def run(faults: Sequence[SharedFault]) -> Iterator[tuple[SharedFault, str | None
     """
     tests = tuple(dict.fromkeys(TESTS + fault.test for fault in faults))
     jobs = [planted.Job((TESTS + fault.test,), fault.module, fault.old, fault.new) for fault in faults]
-    outcomes = _outcomes([planted.Job(tests), *jobs])
+    outcomes = run_jobs([planted.Job(tests), *jobs])
     without = next(outcomes)
     if without.broken or without.messages or without.count != len(tests):
         raise RuntimeError(f"Without a fault {without.count} of {len(tests)} tests run: {without}")
@@ -133,15 +134,29 @@ def caught(fault: SharedFault, message: str | None) -> bool:
     return message is not None and re.search(fault.says, message, re.DOTALL) is not None
 
 
-def _outcomes(jobs: Sequence[planted.Job]) -> Iterator[planted.Outcome]:
-    """What comes of each job, as it comes."""
+def run_jobs(
+    jobs: Sequence[planted.Job], folder: Path = ROOT, libraries: Sequence[str] = LIBRARIES
+) -> Iterator[planted.Outcome]:
+    """Run tests with faults planted, one job after the other.
+
+    Args:
+        jobs: what to run.
+        folder: to run it in.
+        libraries: imported once for all jobs.
+
+    Yields:
+        What comes of each.
+    """
     alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
-    command, pipe = [sys.executable, "-m", planted.__name__], subprocess.PIPE
-    with subprocess.Popen(command, cwd=ROOT, env=alone, stdin=pipe, stdout=pipe, text=True) as process:
+    alone["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # none is needed, and each takes its time in every process
+    alone["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [alone.get("PYTHONPATH")])])
+    command, pipe = [sys.executable, "-m", planted.__name__, *libraries], subprocess.PIPE
+    with subprocess.Popen(command, cwd=folder, env=alone, stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdin
         assert process.stdout
         for job in jobs:
             process.stdin.write(json.dumps(asdict(job)) + "\n")
             process.stdin.flush()
-            yield planted.Outcome(**json.loads(process.stdout.readline()))
+            count, messages, broken = json.loads(process.stdout.readline()).values()
+            yield planted.Outcome(count, tuple(messages), broken)
         process.stdin.close()

@@ -89,7 +89,7 @@ growth: .venv/.test  ## measure throughput and memory against batch and image si
 ablation: .venv/.torch .venv/.flax  ## train RECIPE with one part or technique changed at a time, three seeds each, and file the table
 	$(BIN)/python -m benchmarks.ablation $(RECIPE) $(ARGS)
 
-mutants: .venv/.test  ## plant every fault, print where the comparer finds it and file the table
+mutants: .venv/.test  ## plant every fault, print where it is found and file the table; ARGS="--part shared" plants those in shared code alone
 	$(BIN)/python -m parity_tests.mutants $(ARGS)
 
 mutate: .venv/.test  ## change one place of FILES (default: all) at a time, expect a test to fail, go on where it stopped; ARGS="--sample 60 --seed 0"

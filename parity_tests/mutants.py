@@ -387,7 +387,7 @@ def plant_shared(chosen: Sequence[SharedFault]) -> list[dict[str, str]]:
     """Run faults in what both frameworks share; a row each, with the keys of `COLUMNS`."""
     rows = []
     for fault, said in _tracked(shared_faults.run(chosen), len(chosen)):
-        words = " ".join(" ".join((said or "").split("\n")[:4]).split())[:200]
+        words = re.sub(" at 0x[0-9a-f]+", "", " ".join(" ".join((said or "").split("\n")[:4]).split()))[:200]
         rows.append(_row(fault, fault.test if said else "nowhere", words, shared_faults.caught(fault, said)))
     return rows
 

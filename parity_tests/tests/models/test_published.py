@@ -271,6 +271,15 @@ def test_a_field_that_no_table_has_is_named() -> None:
     assert problems == ["lenet: tied is False, and no source in the table says what it must be."]
 
 
+def test_true_is_no_number() -> None:
+    table: Table = {"a source": {"flip": True, "place": (0, 1)}}
+    assert differences("one", {"flip": True, "place": (0.0, 1)}, table) == []
+    assert differences("one", {"flip": 1, "place": (0, True)}, table) == [
+        "one: flip is 1; a source: True.",
+        "one: place is (0, True); a source: (0, 1).",
+    ]
+
+
 def test_the_tables_alexnet_is_torchvisions_own() -> None:
     """The transcription itself, against the layers that torchvision builds."""
     with torch.device("meta"):

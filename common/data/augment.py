@@ -118,12 +118,15 @@ def draw(recipe: Recipe, stored: Size | None, uniforms: Uniforms) -> Draws:
 
 
 def central(recipe: Recipe, stored: Size | None, count: int) -> Draws:
-    """The central crops of an evaluation, for `count` images of a stored size (None: photographs)."""
+    """The central crops of an evaluation, for `count` images of a stored size (None: photographs).
+
+    Of the padded image, as torchvision's `CenterCrop` rounds its place: the fifth of ten crops.
+    """
     if not recipe.preprocess.crop:
         return {}
     side = recipe.preprocess.photo_side(get_arch(recipe.arch))
     room = np.array(stored[:2] if stored else (side, side)) - recipe.preprocess.crop
-    return {"crop": np.tile((np.rint(room / 2) + recipe.preprocess.pad).astype(np.int32), (count, 1))}
+    return {"crop": np.tile(np.rint(room / 2 + recipe.preprocess.pad).astype(np.int32), (count, 1))}
 
 
 def _room(recipe: Recipe, stored: Size | None) -> np.ndarray:

@@ -38,5 +38,7 @@ class Scaler(struct.PyTreeNode):
             return self
         good = jnp.where(finite, self.good + 1, 0)
         grow = good == self.spec.interval
-        scale = self.scale * jnp.where(finite, jnp.where(grow, self.spec.growth, 1.0), self.spec.backoff)
+        grown = self.scale * self.spec.growth
+        kept = jnp.where(grow & jnp.isfinite(grown), grown, self.scale)  # PyTorch, too, keeps it below infinity
+        scale = jnp.where(finite, kept, self.scale * self.spec.backoff)
         return self.replace(scale=scale, good=jnp.where(grow, 0, good))

@@ -138,9 +138,9 @@ class TestCrops:
 
 class TestEvaluation:
     @pytest.mark.parametrize("pad", [0, 1, 2, 3])
-    @pytest.mark.parametrize("side", [8, 11])
-    def test_the_crop_is_torchvisions_centre_of_the_padded_image(self, side: int, pad: int) -> None:
+    def test_the_crop_is_torchvisions_centre_of_the_padded_image(self, pad: int) -> None:
         """For even and odd differences, which halves are rounded to even; and it is the fifth of ten crops."""
+        side = 8  # and the width is odd
         image = torch.arange(1, 1 + side * (side + 3), dtype=torch.uint8).reshape(1, side, side + 3)
         padded = F.pad(image, [pad])
         for crop in range(1, side + 2 * pad + 1):
@@ -245,7 +245,7 @@ class TestMixing:
     MIXUP = replace(EVERYTHING, mix=Mix(mixup=0.2))
     CUTMIX = replace(EVERYTHING, mix=Mix(cutmix=1.0))
 
-    @pytest.mark.parametrize("alpha", [0.2, 0.4, 1.0, 2.0, 8.0])
+    @pytest.mark.parametrize("alpha", [0.2, 1.0, 2.0])
     def test_weights_are_betas(self, alpha: float) -> None:
         """Beta(alpha, alpha) as `v2.MixUp` has it, numpy's own draws, and its moments: 1/2 and 1/(4(2 alpha + 1))."""
         theirs = v2.MixUp(alpha=alpha, num_classes=2)._dist
@@ -263,8 +263,7 @@ class TestMixing:
         assert not area(mixed["cut"]).any()
         assert (one_pass(self.CUTMIX)["mixup"] == 1).all()
 
-    @pytest.mark.parametrize("alpha", [1.0, 0.3])
-    @pytest.mark.parametrize("size", [(32, 32, 3), (24, 31, 3)])
+    @pytest.mark.parametrize(("size", "alpha"), [((32, 32, 3), 1.0), ((24, 31, 3), 0.3)])
     def test_boxes_are_torchvisions(self, size: Size, alpha: float, monkeypatch: pytest.MonkeyPatch) -> None:
         """`v2.CutMix.make_params` with our numbers: side sqrt(1 - lambda), clipped at the edges, and the label's share
         from what is left of the box."""
@@ -456,7 +455,7 @@ class TestHoldingOut:
         assert low <= min(shared) <= max(shared) <= high
 
 
-@pytest.mark.parametrize("rate", [0.5, 0.1, 0.75])
+@pytest.mark.parametrize("rate", [0.5, 0.1])
 def test_dropout_leaves_out_its_share_and_keeps_the_mean(rate: float) -> None:
     """2012 paper, section 4.2, in the form of today: zeros with probability `rate`, the rest by 1 / (1 - rate), each
     example, feature, step and layer by itself."""

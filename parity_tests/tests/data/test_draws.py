@@ -225,6 +225,8 @@ def test_colour_noise_is_the_papers() -> None:
     for place in range(3):
         follows(normals[:, place], stats.norm())
     assert abs(np.corrcoef(normals.T) - np.eye(3)).max() < stats.norm.isf(_P / 6) / COUNT**0.5
+    one = 1 - np.exp(-0.5)  # whose radius is 1: Box and Muller, 1958, the first of their two
+    assert np.allclose(drawn("pca", [[one] * 3 + [0.0, 0.25, 0.5]], EVERYTHING)["pca"], [1, 0, -1], atol=1e-12)
     values = np.array([0.2175, 0.0188, 0.0045])
     vectors = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
     black = torch.zeros(3, 2, 2, 3, dtype=torch.uint8)

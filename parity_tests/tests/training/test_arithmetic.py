@@ -5,6 +5,7 @@ What is the same on both sides no comparison of the two can find wrong.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -48,7 +49,7 @@ from common.data.pipeline import batches
 from common.recipes.spec import LossScale, Optimizer, Preprocess, Recipe, Schedule
 from common.recipes.zoo import get_recipe
 from common.reports import evaluation
-from common.reports.evaluation import Recorder
+from common.reports.evaluation import Recorder, Row
 from common.runs.files import write_json
 from common.runs.folder import RunFolder
 from common.runs.journal import Journal
@@ -246,6 +247,32 @@ class TestScores:
             written[row, column] = int(text.get_text())
         np.testing.assert_array_equal(written, counts)
         assert (axis.get_xlabel(), axis.get_ylabel()) == ("guessed", "true")
+
+
+def test_shares_and_means_are_written_where_they_belong(tmp_path: Path) -> None:
+    """Of numbers that are all different: in the line, the table on a terminal, and the file."""
+    rows = [Row("a", Scores(loss=5.0, top1=7, top5=9, count=10)), Row("b", Scores(4.0, 6, 8, 10))]
+    assert [evaluation.line(row) for row in rows] == [
+        "a  0.7000 7/10  top-5 0.9000  loss 0.5000",
+        "b  0.6000 6/10  top-5 0.8000  loss 0.4000",
+    ]
+    columns = {column.header: [str(cell) for cell in column.cells] for column in evaluation.table("", rows).columns}
+    assert columns | {"": []} == {
+        "checkpoint": ["a", "b"],
+        "top-1": ["0.7000", "0.6000"],
+        "right": ["7/10", "6/10"],
+        "top-5": ["0.9000", "0.8000"],
+        "loss": ["0.5000", "0.4000"],
+        "": [],
+    }
+    evaluation.write_table(tmp_path / "table.csv", rows, "flax", "val", ten=True)
+    with (tmp_path / "table.csv").open(encoding="utf-8") as file:
+        found = list(csv.DictReader(file))
+    assert [[float(row[name]) for name in ("top1", "top5", "loss", "right", "examples", "crops")] for row in found] == [
+        [0.7, 0.9, 0.5, 7, 10, 10],
+        [0.6, 0.8, 0.4, 6, 10, 10],
+    ]
+    assert [row["best"] for row in found] == ["best accuracy", "lowest loss"]
 
 
 @pytest.mark.usefixtures("x64")

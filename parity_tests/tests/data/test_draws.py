@@ -26,7 +26,7 @@ import flax_impl.preprocess
 import torch_impl.evaluate
 import torch_impl.preprocess
 from common.arch.spec import Size
-from common.data.augment import AUGMENTATIONS, Draws, central
+from common.data.augment import AUGMENTATIONS, Draws, central, draw
 from common.data.crops import random_boxes
 from common.data.dataset import Dataset, whole
 from common.data.draws import Stream, betas, order
@@ -412,6 +412,14 @@ def test_streams_epochs_seeds_and_examples_are_independent() -> None:
     assert not guilty
     whole_numbers = [row for name, row in found.items() if "next" not in name and ("jitter" in name or "pca" in name)]
     assert len(np.unique(np.concatenate(whole_numbers))) == len(whole_numbers) * COUNT
+
+
+def test_only_what_is_asked_for_is_drawn() -> None:
+    """A box that the device resizes needs no crop besides; that of a photograph is the host's."""
+    boxed = replace(BASE, preprocess=Preprocess(random_resized_crop=True, crop=8))
+    assert one_pass(boxed).keys() == {"box", "visit"}
+    assert one_pass(EVERYTHING).keys() == {"crop", "flip", "jitter", "pca", "mixup", "cut", "share", "visit"}
+    assert draw(get_recipe("imagenet"), None, lambda stream, width: np.zeros((3, width))).keys() == {"crop", "flip"}
 
 
 def test_no_two_purposes_share_a_stream() -> None:

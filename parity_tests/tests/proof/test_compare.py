@@ -59,6 +59,8 @@ def test_the_first_phase_is_named() -> None:
 @pytest.mark.parametrize(("left", "right"), [({}, {"x": VALUES}), ({"x": VALUES}, {})])
 def test_a_missing_tensor_is_named(left: Any, right: Any) -> None:
     assert "has no such tensor" in _difference({"loss": left}, {"loss": right}).cause
+    with pytest.raises(Mismatch, match=r"^ours and theirs differ first at step 0, loss, x: (ours|theirs) has no such"):
+        _run({"loss": left}, {"loss": right})
 
 
 def test_shape_and_dtype_must_agree() -> None:
@@ -235,6 +237,11 @@ def test_no_scale_is_too_small_to_be_compared_unless_a_floor_is_given(scale: flo
     assert floored.relative == pytest.approx(found.absolute / 1e40)
     assert floored.norm == pytest.approx(found.absolute / 1e40)
     assert floored.ulp == pytest.approx(found.absolute / (2.0**-52 * 2 ** np.floor(np.log2(1e40))))
+
+
+def test_the_floor_is_near_the_smallest_number() -> None:
+    found = measure(np.array([1e-298]), np.array([2e-298]), 0, "gradient", "x", Bounds(0.4))
+    assert (found.relative, found.within) == (pytest.approx(0.5), False)
 
 
 def _mantissa(value: float) -> float:
@@ -424,6 +431,8 @@ def test_a_decay_of_the_parameters_themselves_is_told_from_a_rate() -> None:
     others: Any = {"gradient": {"x": NOISE}, "optimizer": {"momentum_buffer/x": NOISE}}
     assert "weight decay" in _cause("parameter", VALUES, VALUES * 0.999, **others)
     assert "the update" in _cause("parameter", VALUES, VALUES + 1e-3 * NOISE, **others)
+    both: Any = {"gradient": {"x": VALUES}, "optimizer": {"momentum_buffer/x": VALUES}}
+    assert "weight decay" in _cause("parameter", VALUES, VALUES * 0.999, **both), "the first of two that explain it"
 
 
 @pytest.mark.parametrize(

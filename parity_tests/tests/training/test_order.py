@@ -72,7 +72,7 @@ def _rows(names: Tensors, left_out: tuple[int, ...] = (0, 3), count: int = 8) ->
     for step in range(count):
         row = {name: rng.standard_normal(start.shape) for name, start in names.items()}
         norm = np.sqrt(sum((g**2).sum() for g in row.values()))
-        row = {name: (g / norm * (1.0, 9.0)[step % 2]).astype(np.float32) for name, g in row.items()}
+        row = {name: (g / norm * (9.0, 1.0)[step % 2]).astype(np.float32) for name, g in row.items()}
         if step in left_out:
             row["fc4.bias"][1] = np.inf
         rows.append(row)

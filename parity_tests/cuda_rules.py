@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, TypeVar
+from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -104,7 +106,14 @@ def _copied(tensor: Tensor) -> Tensor:
 @contextmanager
 def cuda_rules() -> Iterator[CudaRules]:
     """Hold everything in the block to CUDA's rules."""
-    with CudaRules() as rules:
+    group = clip_grad._group_tensors_by_device_and_dtype
+
+    def grouped(lists: Any, *args: Any, **options: Any) -> Any:
+        """By the devices that the tensors count as: clipping moves its factor to the device of each group."""
+        groups = group(lists, *args, **options)
+        return {(tensors[0][0].device, dtype): (tensors, rest) for (_, dtype), (tensors, rest) in groups.items()}
+
+    with mock.patch.object(clip_grad, group.__name__, grouped), CudaRules() as rules:
         yield rules
 
 

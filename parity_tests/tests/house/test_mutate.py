@@ -18,10 +18,8 @@ import pytest
 from common.errors import UserError
 from parity_tests.results import ROOT
 from stress.mutate import Options, alone, mutate
-from stress.mutation import mutations, reach, report
+from stress.mutation import mutations, report
 from stress.mutation.sessions import Tree
-
-SAMPLE, SECONDS = 60, 3600  # of `make test-full`: mutants drawn, and seconds after which none is begun
 
 SUMS = '''"""Sums."""
 
@@ -236,13 +234,3 @@ def test_known_equivalents_are_still_there() -> None:
         made = {(each.old, each.new) for each in mutations.mutations((ROOT / file).read_text("utf-8"))}
         assert {(line, mutation) for name, line, mutation in known if name == file} <= made
     assert all(len(reason) > 20 for reason in known.values())
-
-
-@pytest.mark.full
-def test_no_mutant_of_a_sample_survives(tmp_path: Path) -> None:
-    """Of a sample of the whole, every mutant that the quick tests do not kill is known to be equivalent."""
-    assert reach.digest(ROOT / report.EQUIVALENT), "the list of equivalents is gone"
-    result = mutate(Options(sample=SAMPLE, out=tmp_path, seconds=SECONDS), Tree(ROOT))
-    assert result["totals"]["killed"] > 0
-    survivors = [(file, *each.values()) for file, row in result["files"].items() for each in row["survivors"]]
-    assert not survivors, "\n".join(map(str, survivors))

@@ -185,7 +185,7 @@ def test_the_tests_for_a_gpu_run(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout[-4000:]
     [suite] = ElementTree.parse(report).getroot()
-    assert int(suite.attrib["tests"]) - int(suite.attrib["skipped"]) > 40
+    assert int(suite.attrib["tests"]) - int(suite.attrib["skipped"]) > 20
 
 
 def test_a_gpu_that_is_asked_for_must_be_there() -> None:

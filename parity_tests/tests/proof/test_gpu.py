@@ -65,7 +65,7 @@ FACTOR = 4
 LEAST: dict[Unit, float] = {"ulp": 32.0, "norm": 1e-3}
 STEPS = 6 if SMALL else 50
 FRAMEWORKS = get_args(Framework)
-BATCHES = (2, 6) if SMALL else (2, 128)
+BATCHES = (2,) if SMALL else (2, 128)
 
 
 def some(everything: Iterable[Any], *few: Any) -> list[Any]:
@@ -146,7 +146,7 @@ def test_dropout_masks(compiled: bool, wide: bool) -> None:
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("name", some(ARCHS, "alexnet_bn", "lenet"))
+@pytest.mark.parametrize("name", some(ARCHS, "lenet"))
 def test_float64(name: str, batch: int, record: Record) -> None:
     recipe, arch = recipe_for(name, "float64", batch), network(name)
     with jax.enable_x64(True):
@@ -203,7 +203,7 @@ def test_float32_curve(name: str) -> None:
     assert noise.first_outside(ours, noise.flax_curve(subject), width) is None
 
 
-@pytest.mark.parametrize("precision", ["tf32", "bfloat16", "float16"])
+@pytest.mark.parametrize("precision", some(["tf32", "bfloat16", "float16"], "bfloat16"))
 @pytest.mark.parametrize("name", some(RECIPES, "fashion_mnist_lenet"))
 def test_reduced_curve(name: str, precision: Precision) -> None:
     """The frameworks' losses part by at most four times what either's part by from its own in float32."""

@@ -106,14 +106,15 @@ def _copied(tensor: Tensor) -> Tensor:
 @contextmanager
 def cuda_rules() -> Iterator[CudaRules]:
     """Hold everything in the block to CUDA's rules."""
-    group = clip_grad._group_tensors_by_device_and_dtype
+    name = "_group_tensors_by_device_and_dtype"
+    group: Any = getattr(clip_grad, name)
 
     def grouped(lists: Any, *args: Any, **options: Any) -> Any:
         """By the devices that the tensors count as: clipping moves its factor to the device of each group."""
         groups = group(lists, *args, **options)
         return {(tensors[0][0].device, dtype): (tensors, rest) for (_, dtype), (tensors, rest) in groups.items()}
 
-    with mock.patch.object(clip_grad, group.__name__, grouped), CudaRules() as rules:
+    with mock.patch.object(clip_grad, name, grouped), CudaRules() as rules:
         yield rules
 
 

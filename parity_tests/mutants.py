@@ -282,8 +282,8 @@ def _one_more(f: Any, self: Any, step: int) -> None:
     f(self, step + 1)
 
 
-def _unpermuted(f: Any, model: Any, size: Any, *args: Any) -> Any:
-    key = f(model, size, *args)
+def _unpermuted(f: Any, model: Any, size: Any, *args: Any, **options: Any) -> Any:
+    key = f(model, size, *args, **options)
     model.drop6.size = None
     return key
 
@@ -335,7 +335,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("flips the other way", "draws", draws_of_torch(flip=torch.logical_not), "input", "images"),
     Mutant("crops off by one row", "draws", draws_of_torch(crop=lambda places: (places - 1).clamp(min=0)), "input", "images"),
     Mutant("colour noise with the other sign", "draws", draws_of_torch(pca=torch.neg), "input", "images"),
-    Mutant("a micro-batch with the first rows' masks", "accumulation", wrap(torch_impl.dropout, "bernoulli", lambda f, *args, **kwargs: f(*args, **{**kwargs, "first": 0})), "activation", "drop6", "everything"),
+    Mutant("a micro-batch with the first rows' masks", "accumulation", wrap(torch_impl.dropout, "below", lambda f, key, bound, mask, first, wide: f(key, bound, mask, 0, wide)), "activation", "drop6", "everything"),
     Mutant("micro-batches of a ragged batch weighed alike", "mean of means", wrap(torch_impl.train, "backward", _weighed_alike), "loss", "loss", "everything", step=3),
     Mutant("mixed with the other neighbour", "mixing", wrap(torch_impl.train, "mix", _other_neighbour), "input", "images", "everything"),
     Mutant("pixels mixed, labels not", "mixing", wrap(torch_impl.train, "soft_targets", lambda f, labels, draws, partner, *rest: f(labels, draws, None, *rest)), "loss", "loss", "everything"),

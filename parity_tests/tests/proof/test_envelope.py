@@ -74,11 +74,11 @@ def _barely_smoothed(
     return f(logits, targets, **{**keywords, "label_smoothing": 1e-3})
 
 
-def _lower_rate(f: Callable[..., Any], model: torch.nn.Module, *args: Any) -> Any:
+def _lower_rate(f: Callable[..., Any], model: torch.nn.Module, *args: Any, **options: Any) -> Any:
     for module in model.children():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.299
-    return f(model, *args)
+    return f(model, *args, **options)
 
 
 def _late(f: Callable[..., Any], *args: Any) -> Any:

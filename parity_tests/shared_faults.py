@@ -101,7 +101,7 @@ FAULTS: tuple[SharedFault, ...] = (
     SharedFault("another split of the digits", "split", "common.data.digits", "random_state=0", "random_state=1", f"{DRAWN}::test_the_digits_split_is_the_recorded_one"),
     SharedFault("held-out examples that are trained on", "split", "common.data.dataset", "np.sort(shuffled[count:])", "np.sort(shuffled)", f"{DRAWN}::test_holding_out_keeps_the_order_and_every_example"),
     SharedFault("the last batch of an epoch left out", "split", "common.data.pipeline", "return -(-len(data) // recipe.batch_size)", "return len(data) // recipe.batch_size", f"{DRAWN}::test_steps_per_epoch_count_a_smaller_last_batch[33-2]"),
-    SharedFault("evaluation's crop off the centre", "scoring", "common.data.augment", "np.rint(room / 2)", "np.rint(room / 3)", f"{DRAWN}::test_evaluation_crops_are_central[256-227-0-14]"),
+    SharedFault("evaluation's crop off the centre", "scoring", "common.data.augment", "np.rint(room / 2 +", "np.rint(room / 3 +", f"{DRAWN}::test_evaluation_crops_are_central[256-227-0-14]"),
     SharedFault("a photograph's square off the centre", "scoring", "common.data.crops", "round((width - side) / 2)", "(width - side) // 2", f"{DRAWN}::test_central_square_is_torchvisions"),
     SharedFault("confusion by guessed and true class", "scoring", "common.reports.evaluation", "(labels, probabilities.argmax(1))", "(probabilities.argmax(1), labels)", f"{COMMANDS}::TestConfusion::test_is_true_by_guessed"),
     SharedFault("the worse of two equals is the best", "scoring", "common.reports.evaluation", "(-each.scores.top1, each.scores.loss)", "(-each.scores.top1, -each.scores.loss)", f"{COMMANDS}::test_the_best_are_told_apart"),

@@ -9,9 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
 from jax.sharding import Sharding
 
-from common.arithmetic import MARKS, SIDE, check_products, named
+from common.arithmetic import check_products, named, operands
 from common.errors import UserError
 from common.recipes.spec import Precision, Recipe
 from common.system import keep_freed, peak_resident_bytes
@@ -72,20 +74,21 @@ def be_deterministic() -> None:
 
 def products(device: jax.Device) -> dict[str, str]:
     """What float32 numbers are multiplied in at present, found by trying: see `common.arithmetic`."""
-    with jax.default_device(device):
-        one = jnp.eye(SIDE, dtype=jnp.float32)
-        marks = jnp.tile(jnp.array([*MARKS.values()], jnp.float32), SIDE)[:SIDE, None]
-        images = jnp.broadcast_to(marks[:, :, None, None], (SIDE, 8, 8, SIDE // 4))
-        filters = jnp.pad(one[None, None, : SIDE // 4, : SIDE // 4], [(1, 1), (1, 1), (0, 0), (0, 0)])
-        layout = ("NHWC", "HWIO", "NHWC")
-        dense = jnp.broadcast_to(marks, one.shape) @ one
-        convolution = jax.lax.conv_general_dilated(images, filters, (1, 1), "SAME", dimension_numbers=layout)
-    kinds = {"dense": dense[:, 0], "convolution": convolution[:, 4, 4, 0]}
-    return {kind: named(left[: len(MARKS)].tolist()) for kind, left in kinds.items()}
+    dense, filtered = map(np.asarray, _multiply(*jax.device_put(operands(), device)))
+    return {"dense": named(dense[:, 0].tolist()), "convolution": named(filtered[:, 8, 8, 0].tolist())}
 
 
-def check_precision(precision: Precision, device: jax.Device) -> None:
+@jax.jit
+def _multiply(rows: Array, one: Array, images: Array, filters: Array) -> tuple[Array, Array]:
+    layout = ("NHWC", "HWIO", "NHWC")
+    return rows @ one, jax.lax.conv_general_dilated(images, filters, (1, 1), "SAME", dimension_numbers=layout)
+
+
+def check_precision(precision: Precision, device: jax.Device) -> dict[str, str]:
     """Try a convolution and a product in a recipe's precision, before a run begins.
+
+    Returns:
+        What float32 numbers are multiplied in: a name for each kind of product.
 
     Raises:
         UserError: the device does not compute in it.
@@ -98,7 +101,9 @@ def check_precision(precision: Precision, device: jax.Device) -> None:
             jax.block_until_ready(features.reshape(1, 32) @ jnp.ones((32, 2), dtype))
     except jax.errors.JaxRuntimeError as error:
         raise UserError(f"precision is {precision}, in which {describe(device)} does not compute: {error}.") from error
-    check_products(precision, products(device), describe(device))
+    found = products(device)
+    check_products(precision, found, describe(device))
+    return found
 
 
 def check_compiler(device: jax.Device) -> None:

@@ -56,14 +56,21 @@ class Engine:
         """Part from them."""
         world.leave(own)
 
-    def begin(self, recipe: Recipe, arch: Arch, steps: int, options: TrainOptions) -> TrainState:
-        """The state before the first step; XLA always compiles.
+    def check_precision(self, recipe: Recipe, options: TrainOptions) -> dict[str, str]:
+        """What the device multiplies float32 numbers in, found by trying.
 
         Raises:
             UserError: the device is not there, or does not compute in the recipe's precision.
         """
+        return device.check_precision(recipe.precision, device.pick_device(options.device))
+
+    def begin(self, recipe: Recipe, arch: Arch, steps: int, options: TrainOptions) -> TrainState:
+        """The state before the first step; XLA always compiles.
+
+        Raises:
+            UserError: the device is not there.
+        """
         place = device.pick_device(options.device)
-        device.check_precision(recipe.precision, place)
         return init_state(recipe, arch, steps, place)
 
     def share(self, state: TrainState, own: World, first: int) -> tuple[TrainState, int]:
@@ -124,10 +131,6 @@ class Engine:
     def describe(self, state: TrainState) -> str:
         """The device in words."""
         return device.describe(_own_device(state))
-
-    def products(self, state: TrainState) -> dict[str, str]:
-        """What its float32 numbers are multiplied in, found by trying."""
-        return device.products(_own_device(state))
 
     def peak_memory(self, state: TrainState) -> int:
         """The most bytes that were held at once."""

@@ -27,7 +27,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _ARRAYS: set[Any] = {Tensor.numpy, Tensor.__array__}
 _READS: set[Any] = {
     *(Tensor.item, Tensor.tolist, Tensor.cpu, Tensor.numpy, Tensor.nonzero, torch.nonzero, Tensor.__bool__),
-    *(Tensor.__float__, Tensor.__int__, Tensor.__index__),
+    *(Tensor.__float__, Tensor.__int__, Tensor.__index__, torch.equal, Tensor.equal, torch.allclose, Tensor.allclose),
+    *(torch.masked_select, Tensor.masked_select, torch.unique, Tensor.unique),  # whose sizes the host must know
 }
 _FROM_HOST: set[Any] = {torch.tensor, torch.as_tensor, torch.from_numpy}
 _CROSSES = {Tensor.copy_, Tensor.to, Tensor.cpu, Tensor.data.__set__, torch._has_compatible_shallow_copy_type}  # type: ignore[attr-defined]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib import import_module
@@ -34,6 +33,7 @@ from common.recipes.spec import Precision, Recipe
 from common.recipes.zoo import RECIPES
 from common.runs.files import write_json
 from common.system import package_versions
+from flax_impl.device import set_precision
 from flax_impl.evaluate import eval_step
 from flax_impl.feed import Inputs
 from flax_impl.preprocess import preprocess
@@ -188,11 +188,10 @@ PARTS: dict[str, Callable[..., Any]] = {"train": _train, "evaluate": _evaluate, 
 
 
 def compile_part(part: str, name: str, precision: Precision, batch: int, **options: Any) -> Any:
-    """A key of `PARTS`, of an architecture, with XLA's options. float32 means strict float32."""
+    """A key of `PARTS`, of an architecture, with XLA's options."""
     h100()  # before JAX looks for devices
-    strict = jax.default_matmul_precision("highest") if precision == "float32" else nullcontext()
-    with strict:
-        return PARTS[part](case(name, precision, batch), **options)
+    set_precision(precision)
+    return PARTS[part](case(name, precision, batch), **options)
 
 
 def faults(program: Program, batch: int) -> list[str]:

@@ -96,6 +96,17 @@ def faults(value: Any) -> Iterator[tuple[str, Any]]:
             yield path, _spoilt(value, path.replace("[", ".[").split("."))
 
 
+def unnamed(name: str, value: Any, table: Table) -> list[str]:
+    """The fields of a dataclass whose change `differences` does not name, alone and with its source."""
+    sources = {path: source for source, values in table.items() for path in values}
+
+    def is_named(path: str, wrong: Any) -> bool:
+        problems = differences(name, leaves(wrong), table)
+        return [p.startswith(f"{name}: {path} is ") and sources[path] in p for p in problems] == [True]
+
+    return [path for path, wrong in faults(value) if not is_named(path, wrong)]
+
+
 def _spoilt(value: Any, path: Sequence[str]) -> Any:
     """A copy with one leaf changed, without asking the class whether it may be so; siblings may be one object."""
     if not path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from hashlib import sha256
+from importlib import import_module
 from typing import Any
 
 from common.arch.spec import Arch
@@ -57,15 +58,8 @@ def _hash(arrays: Any) -> str:
 def main() -> None:
     """`repeat FRAMEWORK DEVICE ARCH ...`."""
     framework, device, *names = sys.argv[1:]
-    if framework == "torch":
-        from torch_impl.device import be_deterministic
-
-        one = torch_hash
-    else:
-        from flax_impl.device import be_deterministic
-
-        one = flax_hash
-    be_deterministic()
+    import_module(f"{framework}_impl.device").be_deterministic()
+    one = {"torch": torch_hash, "flax": flax_hash}[framework]
     print(json.dumps({name: one(recipe_for(name, "float32", BATCH), narrow(ARCHS[name]), device) for name in names}))
 
 

@@ -80,7 +80,7 @@ def compare_step(
     for left, right, examples in _tries(recipe, arch, device):
         ours, theirs = left.step(examples), right.step(examples)
         names = (left.name, right.name)
-        if not meets_kinks(precision) or same_branches(ours, theirs, arch):
+        if not avoids_kinks(precision) or same_branches(ours, theirs, arch):
             return compare_traces(ours, theirs, 0, bounds, names, report)
         forward, forward_of_flax = ({phase: trace[phase] for phase in FORWARD} for trace in (ours, theirs))
         compare_traces(forward, forward_of_flax, 0, bounds, names, report)
@@ -124,7 +124,7 @@ def measure_step(
     raise AssertionError(f"{arch.name}: each of {TRIES} batches met a kink in {recipe.precision}.")
 
 
-def meets_kinks(precision: Precision) -> bool:
+def avoids_kinks(precision: Precision) -> bool:
     """Whether a small batch may be free of kinks in this precision, and is then to be taken."""
     return precision in ("float64", "float32")
 

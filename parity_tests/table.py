@@ -29,7 +29,7 @@ from common.system import package_versions
 from parity.compare import Bounds, Difference, Report
 from parity_tests import curves
 from parity_tests.results import RESULTS
-from parity_tests.single_step import bounds_for, compare_step, measure_step, meets_kinks, recipe_for
+from parity_tests.single_step import avoids_kinks, bounds_for, compare_step, measure_step, recipe_for
 from torch_impl.device import describe, pick_device
 
 PRECISIONS: tuple[Precision, ...] = ("float64", "float32", "bfloat16")
@@ -79,13 +79,13 @@ class Row:
 
 def step_rows(name: str, precision: Precision, device: str) -> Iterator[Row]:
     """One step at full width: a row for each phase."""
-    bounds = bounds_for(name, precision)
-    with jax.enable_x64(precision == "float64"):
-        found = compare_step(name, precision, replace(bounds, default=inf, phase={}), device)
-    recipe, avoid = recipe_for(name, precision), meets_kinks(precision)
-    noise = None
-    if precision != "float64":
-        _, noise = measure_step(recipe, ARCHS[name], bounds.unit, device, avoid_kinks=avoid)
+    bounds, noise = bounds_for(name, precision), None
+    if precision == "float64":
+        with jax.enable_x64(True):
+            found = compare_step(name, precision, replace(bounds, default=inf, phase={}), device)
+    else:
+        step, avoid = recipe_for(name, precision), avoids_kinks(precision)
+        found, noise = measure_step(step, ARCHS[name], bounds.unit, device, avoid_kinks=avoid)
     for phase in found.phases():
         own = noise.largest(phase).size if noise else None
         yield _row(name, phase, precision, found.largest(phase), bounds, own)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.arithmetic import MARKS, SIDE, check_products, named
+from common.arithmetic import check_products, named, operands
 from common.errors import UserError
 from common.recipes.spec import Precision
 from common.system import keep_freed, peak_resident_bytes
@@ -76,17 +76,16 @@ def be_deterministic() -> None:
 
 def products(device: torch.device) -> dict[str, str]:
     """What float32 numbers are multiplied in at present, found by trying: see `common.arithmetic`."""
-    one = torch.eye(SIDE, device=device)
-    marks = torch.tensor([*MARKS.values()], device=device).repeat(SIDE)[:SIDE, None]
-    images = marks[:, :, None, None].expand(-1, SIDE // 4, 8, 8)
-    filters = F.pad(one[: SIDE // 4, : SIDE // 4, None, None], (1, 1, 1, 1))
-    dense, convolution = F.linear(marks.expand(-1, SIDE), one), F.conv2d(images, filters, padding=1)
-    kinds = {"dense": dense[:, 0], "convolution": convolution[:, 0, 4, 4]}
-    return {kind: named(left[: len(MARKS)].tolist()) for kind, left in kinds.items()}
+    rows, one, images, filters = (torch.from_numpy(array).to(device) for array in operands())
+    filtered = F.conv2d(images.permute(0, 3, 1, 2), filters.permute(3, 2, 0, 1), padding=1)
+    return {"dense": named(F.linear(rows, one)[:, 0].tolist()), "convolution": named(filtered[:, 0, 8, 8].tolist())}
 
 
-def check_precision(precision: Precision, device: torch.device) -> None:
+def check_precision(precision: Precision, device: torch.device) -> dict[str, str]:
     """Try a convolution and a product in a recipe's precision, before a run begins.
+
+    Returns:
+        What float32 numbers are multiplied in: a name for each kind of product.
 
     Raises:
         UserError: the device does not compute in it.
@@ -98,7 +97,9 @@ def check_precision(precision: Precision, device: torch.device) -> None:
             F.linear(features.flatten(1), torch.ones(2, 32, device=device))
     except RuntimeError as error:
         raise UserError(f"precision is {precision}, in which {describe(device)} does not compute: {error}.") from error
-    check_products(precision, products(device), describe(device))
+    found = products(device)
+    check_products(precision, found, describe(device))
+    return found
 
 
 def compiles(device: torch.device) -> bool:

@@ -65,7 +65,14 @@ def threefry2x32(key: Words, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]
 
 
 def bernoulli(
-    key: Words, keep: float, count: int, *, wide: bool, first: int | Tensor = 0, device: torch.device | str = "cpu"
+    key: Words,
+    keep: float,
+    count: int,
+    *,
+    wide: bool,
+    first: int | Tensor = 0,
+    device: torch.device | str = "cpu",
+    fill: Callable[..., Tensor] | None = None,
 ) -> Tensor:
     """`jax.random.bernoulli(key, keep, (first + count,))[first:]`: bool (count,), true with probability `keep`.
 
@@ -76,13 +83,11 @@ def bernoulli(
         wide: compare 52 random bits, as JAX does with x64 enabled, instead of 23.
         first: element to begin with; an int64 tensor where it is one.
         device: of the result.
+        fill: `below`, perhaps compiled.
     """
-    return below(key, threshold(keep, wide=wide), torch.empty(count, dtype=torch.bool, device=device), first, wide)
-
-
-def threshold(keep: float, *, wide: bool) -> int:
-    """A uniform is k * 2^-bits; it is below `keep` where the whole number k is below this."""
-    return ceil((keep if wide else float(np.float32(keep))) * 2 ** (52 if wide else 23))
+    # A uniform is k * 2^-bits; it is below `keep` where the whole number k is below the threshold.
+    threshold = ceil((keep if wide else float(np.float32(keep))) * 2 ** (52 if wide else 23))
+    return (fill or below)(key, threshold, torch.empty(count, dtype=torch.bool, device=device), first, wide)
 
 
 def below(key: Words, threshold: int, mask: Tensor, first: int | Tensor, wide: bool) -> Tensor:
@@ -142,7 +147,7 @@ class SharedDropout(nn.Module):
         path: tuple[str, ...],
         size: Size | None = None,
         wide: bool | None = None,
-        fill: Callable[..., Tensor] = below,
+        fill: Callable[..., Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.rate, self.path, self.size, self.wide, self.fill = rate, path, size, wide, fill
@@ -161,8 +166,7 @@ class SharedDropout(nn.Module):
             return x
         wide = x.dtype == torch.float64 if self.wide is None else self.wide
         key, first = (self.key[0], self.key[1]), self.row * x.shape[1:].numel()
-        mask = torch.empty(x.numel(), dtype=torch.bool, device=x.device)
-        mask = self.fill(key, threshold(1 - self.rate, wide=wide), mask, first, wide)
+        mask = bernoulli(key, 1 - self.rate, x.numel(), wide=wide, first=first, device=x.device, fill=self.fill)
         if self.size:
             height, width, channels = self.size
             mask = mask.view(-1, height, width, channels).permute(0, 3, 1, 2)
@@ -190,7 +194,7 @@ def share_dropout(
     Returns:
         The key to move with every step.
     """
-    shared, fill = [], torch.compile(below, dynamic=True) if compiled else below
+    shared, fill = [], torch.compile(below, dynamic=True) if compiled else None
     layers = [(name, module) for name, module in model.named_children() if isinstance(module, nn.Dropout)]
     for place, (name, module) in enumerate(layers):
         size = feature_size if place == 0 else None

@@ -55,14 +55,21 @@ class Engine:
         """Part from them."""
         world.leave(own)
 
+    def check_precision(self, recipe: Recipe, options: TrainOptions) -> dict[str, str]:
+        """What the device multiplies float32 numbers in, found by trying.
+
+        Raises:
+            UserError: the device is not there, or does not compute in the recipe's precision.
+        """
+        return device.check_precision(recipe.precision, device.pick_device(options.device))
+
     def begin(self, recipe: Recipe, arch: Arch, steps: int, options: TrainOptions) -> TrainState:
         """The state before the first step.
 
         Raises:
-            UserError: the device is not there, does not compute in the recipe's precision, or cannot compile.
+            UserError: the device is not there, or cannot compile.
         """
         place = device.pick_device(options.device)
-        device.check_precision(recipe.precision, place)
         if options.compile:
             device.check_compiler(place)
         return init_state(recipe, arch, steps, place, compiled=options.compile)
@@ -122,10 +129,6 @@ class Engine:
     def describe(self, state: TrainState) -> str:
         """The device in words."""
         return device.describe(state.device)
-
-    def products(self, state: TrainState) -> dict[str, str]:
-        """What its float32 numbers are multiplied in, found by trying."""
-        return device.products(state.device)
 
     def peak_memory(self, state: TrainState) -> int:
         """The most bytes that were held at once."""

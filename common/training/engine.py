@@ -48,6 +48,9 @@ class Engine(Protocol[State]):
     def leave(self, own: World) -> None:
         """Part from them."""
 
+    def check_precision(self, recipe: Recipe, options: TrainOptions) -> dict[str, str]:
+        """What the device multiplies float32 numbers in, found by trying; refuses what is not the recipe's."""
+
     def begin(self, recipe: Recipe, arch: Arch, steps: int, options: TrainOptions) -> State:
         """The state before the first step, on its device, for epochs of so many steps."""
 
@@ -86,9 +89,6 @@ class Engine(Protocol[State]):
 
     def describe(self, state: State) -> str:
         """The device in words."""
-
-    def products(self, state: State) -> dict[str, str]:
-        """What its float32 numbers are multiplied in, found by trying: a name for each kind of product."""
 
     def peak_memory(self, state: State) -> int:
         """The most bytes that were held at once."""

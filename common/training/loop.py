@@ -52,7 +52,7 @@ def fit(engine: Engine[State], recipe: Recipe, options: TrainOptions) -> Path | 
             data["train"], data["val"] = train.hold_out(recipe.val_fraction, recipe.seed)
         world = engine.join(options.device)
         world.check(recipe, arch)
-        job = _Job(engine, recipe, options, arch, data, world)
+        job = _Job(engine, recipe, options, arch, data, world, engine.check_precision(recipe, options))
         path = None
         if world.main:
             path = _lead(job, job.begin())
@@ -72,6 +72,7 @@ class _Job(Generic[State]):
     arch: Arch
     data: dict[Split, Dataset]
     world: World
+    products: dict[str, str]
 
     @property
     def steps(self) -> int:
@@ -96,7 +97,7 @@ def _lead(job: _Job[State], state: State) -> Path:
     with open_or_create(out, recipe, engine.framework, resume=options.resume) as run:
         place, names = world.describe(engine.describe(state)), job.data["train"].class_names
         arithmetic = {
-            "products": engine.products(state),
+            "products": job.products,
             "deterministic": options.deterministic,
             "compiled": options.compile,
         }

@@ -149,7 +149,13 @@ def _moved(f: Any, logits: torch.Tensor, targets: torch.Tensor, **keywords: Any)
     return f(logits.to("cpu"), targets.cpu(), **keywords)
 
 
+def _compared(f: Any, logits: torch.Tensor, targets: torch.Tensor, **keywords: Any) -> torch.Tensor:
+    assert not torch.equal(logits, targets)
+    return f(logits, targets, **keywords)
+
+
 FAULTS = {
+    _compared: "equal: a number is read back",
     _read_back: "item: a number is read back",
     _as_array: "becomes no numpy array",
     _other_device: "not on the same device",

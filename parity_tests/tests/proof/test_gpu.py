@@ -137,9 +137,8 @@ def test_dropout_masks(compiled: bool, wide: bool) -> None:
     key = torch_impl.dropout.module_key(torch_impl.dropout.seed_key(7), ("drop6",))
     words = [torch_impl.dropout._signed(word) for word in key]
     there = torch.tensor(words, dtype=torch.int32).to(place)
-    fill = torch.compile(torch_impl.dropout.below, dynamic=True) if compiled else torch_impl.dropout.below
-    mask = torch.empty(count, dtype=torch.bool, device=place)
-    fill((there[0], there[1]), torch_impl.dropout.threshold(0.3, wide=wide), mask, 0, wide)
+    fill = torch.compile(torch_impl.dropout.below, dynamic=True) if compiled else None
+    mask = torch_impl.dropout.bernoulli((there[0], there[1]), 0.3, count, wide=wide, device=place, fill=fill)
     with jax.enable_x64(wide), jax.default_device(flax_impl.device.pick_device(DEVICE)):
         theirs = jax.random.bernoulli(jax.random.wrap_key_data(jnp.array(key, jnp.uint32)), 0.3, (count,))
     assert np.array_equal(mask.numpy(force=True), np.asarray(theirs))

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import tyro
 
 from common.commands.shell import guard
-from common.data.dataset import Dataset
+from common.data.dataset import Dataset, described
 from common.data.load import load_dataset, load_split, load_unseen, relabel
 from common.errors import UserError
 from common.frameworks import Framework
@@ -76,6 +76,8 @@ def run_evaluate(framework: Framework, score: Score, names: ClassNames, argument
         check_workers(command.workers)
         chosen, data, folder = _what_to_score(command, framework, names)
         data = replace(data, workers=command.workers)
+        for line in described({data.split: data}):
+            print(line)
         if command.ten_crop and not chosen[0].recipe.preprocess.crop:
             raise UserError(
                 f"--ten-crop needs a recipe with preprocess.crop; {chosen[0].recipe.name!r} takes images whole."
@@ -122,7 +124,7 @@ def _what_to_score(
         raise UserError("Name a run folder or a checkpoint, or say --pretrained.")
     chosen = networks_at(command.path, framework, "evaluate")
     folder = RunFolder.open(command.path)
-    data = load_split(folder.recipe, command.split, command.data_dir)
+    data = load_split(folder.recipe, command.split, command.data_dir, folder.skipped)
     return chosen, data, command.out or folder.path / "evaluation"
 
 

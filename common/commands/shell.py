@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 from signal import SIGINT
 
 from common.errors import UserError
@@ -12,6 +13,9 @@ from common.stopping import Stopped, stopping_at_once
 
 def guard(command: Callable[[], None], interrupted: str = "") -> None:
     """Run a command. A user's mistake becomes one sentence and exit code 2; Ctrl-C 130, SIGTERM 143 and a hint."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # files may have names that no encoding has
     try:
         with stopping_at_once():
             command()

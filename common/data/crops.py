@@ -21,16 +21,22 @@ class HostCrop:
     Attributes:
         side: of the square, in pixels.
         numbers: float64 (n, 22) in [0, 1), for a random box of each, see `random_resized_crop`; None: central squares.
+        channels: of the result, 3 for colour, 1 for grey.
     """
 
     side: int
     numbers: np.ndarray | None = None
+    channels: int = 3
 
     def __call__(self, image: Image.Image, place: int) -> np.ndarray:
-        """The photograph at this place in the batch: uint8 (side, side, 3)."""
+        """The photograph at this place in the batch, RGB or grey: uint8 (side, side, channels)."""
+        if self.channels == 1 and image.mode != "L":
+            image = image.convert("L")  # before it is resized, as predictions of networks of one channel read it
         if self.numbers is None:
-            return central_square(image, self.side)
-        return random_resized_crop(image, self.side, self.numbers[place])
+            pixels = central_square(image, self.side)
+        else:
+            pixels = random_resized_crop(image, self.side, self.numbers[place])
+        return pixels.reshape(self.side, self.side, self.channels)
 
 
 def central_square(image: Image.Image, side: int) -> np.ndarray:

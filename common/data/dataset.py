@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +26,8 @@ class Dataset:
         source: where the examples are read from.
         ids: int64 (n,), which of the source's examples belong to this split. Draws are keyed by them.
         workers: processes that decode photographs ahead; 0 decodes in threads of this one.
+        where: the examples are, in words, if somebody might ask.
+        notes: what was passed over on the way to them, a line each.
     """
 
     name: str
@@ -35,6 +37,8 @@ class Dataset:
     source: Source
     ids: np.ndarray
     workers: int = 0
+    where: str = ""
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -84,9 +88,29 @@ class Dataset:
             raise UserError(f"val_fraction {fraction} leaves {count} of {len(self)} examples for validation.")
         shuffled = order(seed, 0, len(self), Stream.SPLIT)
         rest, held = np.sort(shuffled[count:]), np.sort(shuffled[:count])
-        return replace(self, ids=self.ids[rest]), replace(self, ids=self.ids[held], split="val")
+        kept, part = (f"{share:.4g} of {self.where}" if self.where else "" for share in (1 - fraction, fraction))
+        return (
+            replace(self, ids=self.ids[rest], where=kept),
+            replace(self, ids=self.ids[held], split="val", where=part),
+        )
+
+    def lacking(self) -> list[str]:
+        """The classes that have no example here, as far as that is known without reading the examples."""
+        source = self.source
+        labels = source.files.labels if isinstance(source, Photographs) and isinstance(source.files, Files) else None
+        labels = source.labels if isinstance(source, Arrays) else labels
+        if labels is None:
+            return []
+        found = set(np.unique(np.asarray(labels)[self.ids]).tolist())
+        return [name for label, name in enumerate(self.class_names) if label not in found]
 
 
 def whole(name: str, split: Split, image: Size, class_names: Sequence[str], source: Arrays) -> Dataset:
     """A `Dataset` of every example of an in-memory source."""
     return Dataset(name, split, image, tuple(class_names), source, np.arange(len(source.labels)))
+
+
+def described(splits: Mapping[Split, Dataset]) -> list[str]:
+    """Where the examples of each split are and what was passed over, a line each, if somebody might ask."""
+    lines = [f"{split}: {len(data):,} from {data.where}" for split, data in splits.items() if data.where]
+    return lines + list(dict.fromkeys(note for data in splits.values() for note in data.notes))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 
 from common.data.dataset import Dataset
 from common.data.digits import load_digits
-from common.data.folder import folder_of, list_images, load_folder, photographs_of
+from common.data.folder import folder_of, load_folder, load_labelled
 from common.data.sources import Relabelled
 from common.data.spec import DATASETS, Split
 from common.errors import UserError, lookup
@@ -29,14 +29,59 @@ def load_dataset(name: str, data_dir: Path | None = None) -> tuple[Dataset, Data
         UserError: unknown name, or data that is not there and cannot be fetched: what is missing, where it was
             looked for and the command that prepares it.
     """
+    splits = _load(name, data_dir)
+    return splits["train"], splits["test"]
+
+
+def load_splits(recipe: Recipe, data_dir: Path | None = None, skip: Collection[str] = ()) -> dict[Split, Dataset]:
+    """The splits that a run of a recipe trains on, is tested on and, if there is one, chooses its epoch by.
+
+    A folder's own validation split goes before `val_fraction`, and a note says so.
+
+    Args:
+        recipe: gives the dataset and the share to hold out.
+        data_dir: as for `load_dataset`.
+        skip: images of a folder to leave out, by their path in it.
+
+    Raises:
+        UserError: as `load_dataset`, or a part would be empty.
+    """
+    splits = _load(recipe.dataset, data_dir, skip)
+    if recipe.val_fraction and "val" in splits:
+        note = f"val_fraction {recipe.val_fraction:g} is left aside: {splits['val'].where} is the validation split"
+        return {split: replace(data, notes=(note, *data.notes)) for split, data in splits.items()}
+    if recipe.val_fraction:
+        splits["train"], splits["val"] = splits["train"].hold_out(recipe.val_fraction, recipe.seed)
+    return splits
+
+
+def check_classes(splits: Mapping[Split, Dataset]) -> None:
+    """Refuse splits that lack an example of a class.
+
+    Raises:
+        UserError: names the class and the split.
+    """
+    for split, data in splits.items():
+        if lacking := data.lacking():
+            which = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
+            place = f" ({data.where})" if data.where else ""
+            raise UserError(
+                f"There is no image of {which} in the {split} split of {data.name}{place}, and every split needs some "
+                f"of each class: add images, take a larger share, or remove the class."
+            )
+
+
+def _load(name: str, data_dir: Path | None, skip: Collection[str] = ()) -> dict[Split, Dataset]:
     if name.startswith("folder:"):
-        return load_folder(name, folder_of(name))
+        return load_folder(name, folder_of(name), skip)
     spec = lookup(DATASETS, name, "dataset")
     if name == "digits":
-        return load_digits(spec)
+        train, test = load_digits(spec)
+        return {"train": train, "test": test}
     from common.data.tfds import load_arrays, load_photographs  # which imports tensorflow-datasets
 
-    return (load_arrays if spec.image else load_photographs)(name, spec, data_dir)
+    train, test = (load_arrays if spec.image else load_photographs)(name, spec, data_dir)
+    return {"train": train, "test": test}
 
 
 def load_unseen(name: str, data_dir: Path | None = None) -> Dataset:
@@ -45,12 +90,7 @@ def load_unseen(name: str, data_dir: Path | None = None) -> Dataset:
     Raises:
         UserError: as `load_dataset`.
     """
-    _, test = load_dataset(name, data_dir)
-    root = folder_of(name)
-    if not name.startswith("folder:") or (root / "train").is_dir():
-        return test
-    names = list(test.class_names)
-    return photographs_of(name, "test", names, root, list_images(root, names))
+    return load_labelled(name, folder_of(name)) if name.startswith("folder:") else load_dataset(name, data_dir)[1]
 
 
 def relabel(data: Dataset, class_names: Sequence[str]) -> Dataset:
@@ -87,18 +127,13 @@ def _wordnet_names() -> list[str]:
     return (Path(package.origin).parent / "datasets" / "imagenet2012" / "labels.txt").read_text("utf-8").split()
 
 
-def load_split(recipe: Recipe, name: Split, data_dir: Path | None) -> Dataset:
-    """The split of a recipe's dataset that a run of it trained or was evaluated on.
+def load_split(recipe: Recipe, name: Split, data_dir: Path | None, skip: Collection[str] = ()) -> Dataset:
+    """The split of a recipe's dataset that a run of it trained or was evaluated on; see `load_splits`.
 
     Raises:
-        UserError: the recipe holds out no validation split, or the data is not there.
+        UserError: there is no validation split, or the data is not there.
     """
-    train, test = load_dataset(recipe.dataset, data_dir)
-    if name == "test":
-        return test
-    if recipe.val_fraction:
-        train, val = train.hold_out(recipe.val_fraction, recipe.seed)
-        return val if name == "val" else train
-    if name == "val":
+    splits = load_splits(recipe, data_dir, skip)
+    if name not in splits:
         raise UserError(f"The recipe {recipe.name!r} holds out no validation split (val_fraction is 0).")
-    return train
+    return splits[name]

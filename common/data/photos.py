@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,14 +20,17 @@ if TYPE_CHECKING:
 
 BACKGROUND = (255, 255, 255)  # behind what is transparent
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of Pillow's others, EPS is a program to be run
+_PNG = b"\x89PNG\r\n\x1a\n"  # what such a file begins with
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _LARGEST = 32 << 20  # bytes of a file that are read at once, and of memory that a thread keeps for the next JPEG
 _kept = threading.local()
 
 
 @contextmanager
-def opened(path: Path, channels: int = 3) -> Iterator[Image.Image]:
+def opened(path: Path, channels: int = 3, advice: str = "Mend or remove it.") -> Iterator[Image.Image]:
     """Open one image file, turned upright by its EXIF orientation; of an animation, the first picture.
+
+    Pixels that can be decoded are, whatever is wrong with the metadata beside them.
 
     A JPEG that needs no conversion is decoded when its pixels are asked for, so that `Image.draft` may still choose a
     smaller size.
@@ -36,18 +41,17 @@ def opened(path: Path, channels: int = 3) -> Iterator[Image.Image]:
     Args:
         path: of the file.
         channels: 3 for RGB, 1 for grey (ITU-R 601 luma).
+        advice: what to do about a file that cannot be used.
 
     Raises:
         UserError: the file is missing, damaged, too large (Pillow's limit) or no image, or its pixels cannot be used
             as the `with` block does; with its path.
     """
-    from PIL import Image
-
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            yield flatten(_upright(image), channels)
+        with path.open("rb") as file, decoded(file) as image:
+            yield flatten(upright(image), channels)
     except Exception as error:  # damaged bytes lead Pillow's decoders to exceptions of any kind
-        raise UserError(f"Cannot read the image {path}: {_cause(error)}. Mend or remove it.") from error
+        raise UserError(f"Cannot read the image {path}: {cause(error)}. {advice}") from error
 
 
 def open_image(path: Path, channels: int = 3) -> Image.Image:
@@ -122,12 +126,60 @@ def flatten(image: Image.Image, channels: int = 3) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    from PIL import ExifTags, ImageOps
+def decoded(file: IO[bytes]) -> Image.Image:
+    """An image with its pixels, or a JPEG that has read its header; a PNG whose notes are damaged is read without them.
 
-    if image.format == "JPEG" and image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+    Raises:
+        Exception: of any kind, where it is none.
+    """
+    from PIL import Image
+
+    try:
+        image: Image.Image = Image.open(file, formats=FORMATS)
+        if image.format != "JPEG":
+            image.load()
+    except Exception:
+        file.seek(0)
+        stored = file.read(_LARGEST)
+        if not stored.startswith(_PNG):
+            raise
+        image = Image.open(BytesIO(b"".join(_pixel_chunks(stored))), formats=FORMATS)
+        image.load()
+    return image
+
+
+def _pixel_chunks(stored: bytes) -> Iterator[bytes]:
+    """Of a PNG file what its pixels need: critical chunks (their names have a capital), transparency, whole EXIF."""
+    yield _PNG
+    start = len(_PNG)
+    while start < len(stored):
+        end = start + 12 + int.from_bytes(stored[start : start + 4], "big")  # length, name, content, checksum
+        name = stored[start + 4 : start + 8]
+        whole = zlib.crc32(stored[start + 4 : end - 4]).to_bytes(4, "big") == stored[end - 4 : end]
+        if name[:1].isupper() or name == b"tRNS" or (name == b"eXIf" and whole):
+            yield stored[start:end]
+        start = end
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image turned as its EXIF orientation says, if that can be read."""
+    from PIL import ExifTags, Image
+
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged EXIF, of any kind; the pixels are none the worse
         return image
-    return ImageOps.exif_transpose(image)
+    turns = Image.Transpose
+    turn = {
+        2: turns.FLIP_LEFT_RIGHT,
+        3: turns.ROTATE_180,
+        4: turns.FLIP_TOP_BOTTOM,
+        5: turns.TRANSPOSE,
+        6: turns.ROTATE_270,
+        7: turns.TRANSVERSE,
+        8: turns.ROTATE_90,
+    }.get(orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 def _upper_bits(pixels: np.ndarray) -> np.ndarray:
@@ -136,7 +188,7 @@ def _upper_bits(pixels: np.ndarray) -> np.ndarray:
     return (pixels >> 8).astype(np.uint8)
 
 
-def _cause(error: Exception) -> str:
+def cause(error: Exception) -> str:
     """What is wrong with an image, in a few words and without its path."""
     from PIL import Image, UnidentifiedImageError
 

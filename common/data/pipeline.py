@@ -147,9 +147,10 @@ class _Pass:
 
     def _host_crop(self, ids: np.ndarray) -> HostCrop:
         """How these photographs become pixels of one size."""
-        spec = self.recipe.preprocess
+        spec, arch = self.recipe.preprocess, get_arch(self.recipe.arch)
+        channels = arch.image[2]
         if not (self.train and spec.random_resized_crop):
-            return HostCrop(spec.photo_side(get_arch(self.recipe.arch)))
+            return HostCrop(spec.photo_side(arch), channels=channels)
         assert spec.crop
         box = AUGMENTATIONS["box"]
-        return HostCrop(spec.crop, self._uniforms_at(ids, box.stream, box.width))
+        return HostCrop(spec.crop, self._uniforms_at(ids, box.stream, box.width), channels)

@@ -20,6 +20,12 @@ from common.data.photos import opened
 if TYPE_CHECKING:
     from PIL import Image
 
+# A run counts on the names that it began with: without one of them it could not be resumed.
+_ADVICE = (
+    "Put a picture that can be read in its place, under its name, and a run that was interrupted resumes; a new run "
+    "goes on without such files with --skip-bad."
+)
+
 
 class Source(Protocol):
     """Examples that can be read in any order."""
@@ -111,10 +117,14 @@ class Files(Sequence[str]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return os.path.join(self.root, os.fsdecode(self.names[self.ends[index] : self.ends[index + 1]]))  # noqa: PTH118
+        return os.path.join(self.root, self.path_below(index))  # noqa: PTH118
+
+    def path_below(self, index: int) -> str:
+        """The path of an image below the root; bytes that are not UTF-8 as Python's strings carry them."""
+        return os.fsdecode(self.names[self.ends[index] : self.ends[index + 1]])
 
     @contextmanager
     def open(self, index: int) -> Iterator[tuple[Image.Image, int]]:
         """One image and its label; see `opened`."""
-        with opened(Path(self[index])) as image:
+        with opened(Path(self[index]), advice=_ADVICE) as image:
             yield image, self.labels[index]

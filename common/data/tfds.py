@@ -26,7 +26,7 @@ from tensorflow_datasets.core.utils import lazy_imports_utils
 
 from common.arch.spec import Size
 from common.data.dataset import Dataset, whole
-from common.data.photos import FORMATS
+from common.data.photos import FORMATS, decoded, flatten, upright
 from common.data.sources import Arrays, Photographs
 from common.data.spec import DATASETS, DatasetSpec, Split
 from common.errors import UserError, lookup
@@ -60,7 +60,8 @@ def load_arrays(name: str, spec: DatasetSpec, data_dir: Path | None = None) -> t
 def load_photographs(name: str, spec: DatasetSpec, data_dir: Path | None = None) -> tuple[Dataset, Dataset]:
     """Open a dataset of photographs, after preparing it if it is not prepared; they are read one by one when used.
 
-    EXIF orientation is ignored, as it is in the published results.
+    They are turned upright by their EXIF orientation, as those of folders are; torchvision and tensorflow-datasets
+    leave them as they lie.
 
     Returns:
         Training and test split, of `Photographs`.
@@ -162,11 +163,12 @@ class _Records:
             ) from error
 
     def _decode(self, record: dict[str, Any]) -> tuple[Image.Image, int]:
-        image: Image.Image = Image.open(io.BytesIO(record["image"]), formats=FORMATS)
-        mode = "L" if self.image and self.image[2] == 1 else "RGB"
-        if self.image and (image.height, image.width) != self.image[:2]:
+        image, label = decoded(io.BytesIO(record["image"])), int(record["label"])
+        if not self.image:
+            return flatten(upright(image)), label
+        if (image.height, image.width) != self.image[:2]:
             raise ValueError(f"it has {image.height}x{image.width} pixels")
-        return image if image.mode == mode else image.convert(mode), int(record["label"])
+        return flatten(image, self.image[2]), label
 
     def _read(self, index: int) -> dict[str, Any]:
         with self.open(index) as example:
@@ -363,7 +365,7 @@ def _rgb_jpeg(encoded: bytes) -> bytes:
     """Any image as an RGB JPEG of quality 100."""
     stream = io.BytesIO()
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-        image.convert("RGB").save(stream, "JPEG", quality=100)
+        upright(image).convert("RGB").save(stream, "JPEG", quality=100)
     return stream.getvalue()
 
 

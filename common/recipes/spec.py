@@ -10,6 +10,7 @@ from common.arch.spec import Arch, Size
 from common.arch.zoo import get_arch
 from common.errors import UserError
 
+RECIPE = "recipe.json"  # what a recipe is kept as; a folder that has one is a run's
 # Colour noise of one standard deviation along each principal component of ImageNet's pixels in [0, 1]: a row a
 # component, a column a channel. Eigenvalues times eigenvectors, from fb.resnet.torch, datasets/imagenet.lua.
 IMAGENET_PCA = (
@@ -162,7 +163,7 @@ class Preprocess:
         Raises:
             UserError: a field does not fit the images.
         """
-        height, width, channels = stored or (*[self.photo_side(arch)] * 2, 3)
+        height, width, channels = stored or (*[self.photo_side(arch)] * 2, arch.image[2])
         if self.crop:
             if self.crop > min(height, width) + 2 * self.pad:
                 raise UserError(f"preprocess.crop is {self.crop}, larger than the padded {height}x{width} images.")

@@ -15,7 +15,7 @@ import numpy as np
 from common.data.batch import Batch
 from common.data.crops import central_square
 from common.data.dataset import whole
-from common.data.folder import IMAGE_SUFFIXES
+from common.data.listing import IMAGE_SUFFIXES, PREDICTIONS, Tree
 from common.data.photos import open_image
 from common.data.pipeline import batches
 from common.data.sources import Arrays
@@ -50,11 +50,11 @@ class Prediction:
     guesses: tuple[tuple[str, float], ...]
 
 
-def find_images(place: str) -> tuple[Path, list[Path]]:
-    """The image that is named, or the images in and below a folder, hidden files left out.
+def find_images(place: str) -> tuple[Path, list[Path], str]:
+    """The image that is named, or the images in and below a folder, by the rules of `common.data.listing`.
 
     Returns:
-        The folder that names are told from, and the files in order.
+        The folder that names are told from, the files in order, and what was passed over, in a line.
 
     Raises:
         UserError: it is a URL, is not there, or holds no images.
@@ -66,17 +66,17 @@ def find_images(place: str) -> tuple[Path, list[Path]]:
     path = Path(place).expanduser()
     try:
         if path.is_file():
-            return path.parent, [path]
+            return path.parent, [path], ""
         if not path.is_dir():
             raise UserError(f"There is no image and no folder {path.absolute()}.")
-        inside = sorted(file for file in path.rglob("*") if file.is_file())
+        tree = Tree(path)
+        files = tree.images(path)
     except OSError as error:
         raise UserError(f"Cannot read {place}: {error.strerror or error}.") from error
-    suffixes = IMAGE_SUFFIXES
-    files = [file for file in inside if file.suffix.lower() in suffixes and not file.name.startswith(".")]
     if not files:
-        raise UserError(f"{path.absolute()} holds no images ({', '.join(suffixes)}).")
-    return path, files
+        passed = f"; {tree.passed}" if tree.passed else ""
+        raise UserError(f"{path.absolute()} holds no images ({', '.join(IMAGE_SUFFIXES)}{passed}).")
+    return path, files, tree.passed
 
 
 def to_pixels(image: Image.Image, network: Network) -> np.ndarray:
@@ -144,7 +144,7 @@ def predict_place(place: str, network: Network, predict: Predictor, top: int, ou
     Raises:
         UserError: nothing, or not everything, could be predicted: each file is named with its reason.
     """
-    root, files = find_images(place)
+    root, files, passed = find_images(place)
     failed: list[str] = []
     done: list[Prediction] = []
     try:
@@ -154,10 +154,12 @@ def predict_place(place: str, network: Network, predict: Predictor, top: int, ou
             draw(picture, prediction, network.title)
             done.append(replace(prediction, image=None))  # type: ignore[arg-type]
         if Path(place).expanduser().is_dir() and done:
-            write_predictions(out / "predictions.csv", done)
+            write_predictions(out / PREDICTIONS, done)
     except OSError as error:
         raise UserError(f"Cannot write to {out}: {error.strerror or error}.") from error
     show(done, network.title, as_table=len(files) > 1)
+    if passed:
+        print(passed)
     if done:
         print(f"{out}: {f'{done[0].name}.png' if len(files) == 1 else f'{len(done)} pictures, predictions.csv'}")
     if len(files) == 1 and failed:

@@ -19,11 +19,11 @@ from common.arch.spec import Arch
 from common.config import from_dict, read_json, to_dict
 from common.errors import UserError
 from common.frameworks import FRAMEWORKS, Framework
-from common.recipes.spec import Recipe
+from common.recipes.spec import RECIPE, Recipe
 from common.runs.files import PART, atomic, locked, remove, sha256, unused, write_json, write_text, writing
 
-RECIPE = "recipe.json"
 RESUME_MAY_CHANGE = ("epochs",)
+_FOLDER = "folder:"  # begins the name of a dataset that may move; the manifest knows what must be in it
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,11 @@ class RunFolder:
         return recipe
 
     @property
+    def begun(self) -> bool:
+        """Whether it is known what the run's numbers depend on; not of one that was killed before."""
+        return (self.path / "manifest.json").exists()
+
+    @property
     def manifest(self) -> dict[str, Any]:
         """Versions, device, seed, commit, architecture and class names."""
         return read_json(self.path / "manifest.json")
@@ -98,6 +103,20 @@ class RunFolder:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UserError(f"{self.path / 'manifest.json'} has class_names that are no list of names.")
         return names
+
+    @property
+    def skipped(self) -> list[str]:
+        """The images of the dataset's folder that the run goes without, by their path in it; none of a run that has not
+        begun.
+
+        Raises:
+            UserError: the manifest does not say them properly.
+        """
+        manifest: Any = self.manifest if self.begun else {}
+        paths = manifest.get("skipped", []) if isinstance(manifest, dict) else None
+        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+            raise UserError(f"{self.path / 'manifest.json'} is damaged: its skipped is no list of paths.")
+        return paths
 
     def _recorded(self, field: str) -> Any:
         manifest = self.manifest
@@ -197,6 +216,10 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"Cannot read {file}: {error.strerror}.") from error
 
+    def keep(self, recipe: Recipe) -> None:
+        """Write the recipe of a run that goes on, with more epochs or other places, once its data has been checked."""
+        write_json(self.path / RECIPE, to_dict(recipe))
+
     def log(self, **row: Any) -> None:
         """Append one row to metrics.jsonl.
 
@@ -277,13 +300,12 @@ def open_or_create(path: Path, recipe: Recipe, framework: Framework, *, resume: 
         if resume:
             _check_resumable(run, recipe, framework)
             run.clear_parts()
-            write_json(path / RECIPE, to_dict(recipe))
         yield run
 
 
 def _check_resumable(run: RunFolder, recipe: Recipe, framework: Framework) -> None:
     path, before = run.path, run.recipe
-    if (path / "manifest.json").exists():  # else the run was killed before it began
+    if run.begun:  # else the run was killed before it began
         run.check_framework(framework, "train")
         run.check_manifest()
     if recipe.epochs < before.epochs:
@@ -296,6 +318,10 @@ def _check_resumable(run: RunFolder, recipe: Recipe, framework: Framework) -> No
 
 
 def changed(before: Recipe, now: Recipe) -> tuple[str, Any, Any] | None:
-    """The first field that differs, with both values; not the number of epochs, which a resumed run may raise."""
+    """The first field that differs, with both values; not the number of epochs, which a resumed run may raise, nor the
+    place of a folder of photographs.
+    """
     old, new = to_dict(before), to_dict(now)
+    if before.dataset.startswith(_FOLDER) and now.dataset.startswith(_FOLDER):
+        old["dataset"] = new["dataset"]
     return next(((n, old[n], new[n]) for n in old if old[n] != new[n] and n not in RESUME_MAY_CHANGE), None)

@@ -13,7 +13,7 @@ from typing import Any
 
 from common.arch.spec import Arch
 from common.data.batch import Batch
-from common.data.dataset import Dataset
+from common.data.dataset import Dataset, described
 from common.data.pipeline import batches
 from common.data.spec import Split
 from common.errors import DamagedError, NonFiniteError
@@ -62,6 +62,8 @@ class Journal:
         held = " and ".join(f"{len(part):,} {name}" for name, part in data.items() if name != "train")
         print(f"{recipe.name}: {arch.name}, {arch.parameters:,} parameters, input {height}x{width}x{channels}")
         print(f"{train.name}: {len(train):,} training, {held} images, {len(train.class_names)} classes")
+        for line in described(data):
+            print(f"  {line}")
         if fresh is not None:
             print(f"starting from given weights; fresh: {', '.join(fresh) or 'nothing'}")
         if progress.finished:

@@ -29,6 +29,7 @@ def write_manifest(
     init_from: Path | None = None,
     data: Mapping[Split, Dataset] | None = None,
     arithmetic: Mapping[str, Any] | None = None,
+    skipped: Sequence[str] = (),
 ) -> None:
     """Record what the run's numbers depend on besides the recipe; a resumed run keeps what it recorded first.
 
@@ -41,6 +42,7 @@ def write_manifest(
         init_from: the weights that training starts from.
         data: the splits, whose examples are counted and hashed.
         arithmetic: how the device computes. A resumed run that computes otherwise says so.
+        skipped: images that `data` goes without, by their path in its folder.
 
     Raises:
         UserError: a resumed run's `data`, by split, is not what it began with.
@@ -49,7 +51,7 @@ def write_manifest(
         split: {"examples": len(part), "sha256": part.fingerprint(), "pixels_sha256": part.content()}
         for split, part in (data or {}).items()
     }
-    if (run.path / "manifest.json").exists():
+    if run.begun:
         _check_data(run, prints, class_names)
         _note_arithmetic(run, arithmetic)
         return
@@ -68,6 +70,7 @@ def write_manifest(
             "versions": package_versions(),
             "class_names": class_names,
             "data": prints,
+            "skipped": list(skipped),
             "arch": to_dict(arch),
             "init_from": {"path": str(init_from.absolute()), "sha256": sha256(init_from)} if init_from else None,
         },
@@ -95,8 +98,12 @@ def _check_data(run: RunFolder, prints: Mapping[Split, dict[str, Any]], class_na
     for split, now in prints.items() if isinstance(recorded, dict) else ():
         before = recorded[split] if isinstance(recorded.get(split), dict) else {}
         if before.get("examples") != now["examples"]:
-            found.append(f"{before.get('examples')} {split} images, and there are {now['examples']} now")
-        elif any(before.get(key, now[key]) != now[key] for key in ("sha256", "pixels_sha256")):  # older runs lack one
-            found.append(f"{now['examples']} {split} images, but not the same ones")
+            found.append(f"{before.get('examples', 'no')} {split} images, and there are {now['examples']} now")
+            continue
+        kinds = {"sha256": "names or labels", "pixels_sha256": "pixels"}
+        if differ := [kind for key, kind in kinds.items() if before.get(key, now[key]) != now[key]]:  # older lack one
+            found.append(f"{now['examples']} {split} images, but not the same ones (other {' and '.join(differ)})")
+    gone = recorded.keys() - prints.keys() if isinstance(recorded, dict) else ()
+    found += [f"a {split} split, which is not there now" for split in sorted(gone)]
     if found:
         raise UserError(f"{run.path} began with {'; '.join(found)}: a resumed run needs the same data.")

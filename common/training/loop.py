@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,15 +10,16 @@ from traceback import clear_frames
 from typing import Any, Generic
 
 from common.arch.spec import Arch
+from common.data.bad import check_bad, find_bad
 from common.data.batch import Batch
 from common.data.dataset import Dataset
-from common.data.load import load_dataset
+from common.data.load import check_classes, load_splits
 from common.data.pipeline import steps_per_epoch
 from common.data.spec import Split
 from common.errors import DamagedError, NonFiniteError, UserError
 from common.recipes.spec import Recipe
 from common.runs import plots
-from common.runs.folder import default_folder, open_or_create
+from common.runs.folder import RunFolder, default_folder, open_or_create
 from common.runs.journal import EpochRecord, Journal
 from common.runs.manifest import write_manifest
 from common.stopping import Stop
@@ -43,16 +44,13 @@ def fit(engine: Engine[State], recipe: Recipe, options: TrainOptions) -> Path | 
     if options.deterministic:
         engine.be_deterministic()
     with engine.in_touch():
-        train, test = (
-            replace(data, workers=options.workers) for data in load_dataset(recipe.dataset, options.data_dir)
-        )
+        data, skipped = _load(recipe, options)
+        train = data["train"]
         arch = recipe.model_arch(train.image, len(train.class_names))
-        data: dict[Split, Dataset] = {"train": train, "test": test}
-        if recipe.val_fraction:
-            data["train"], data["val"] = train.hold_out(recipe.val_fraction, recipe.seed)
         world = engine.join(options.device)
         world.check(recipe, arch)
-        job = _Job(engine, recipe, options, arch, data, world, engine.check_precision(recipe, options))
+        products = engine.check_precision(recipe, options)
+        job = _Job(engine, recipe, options, arch, data, skipped, world, products)
         path = None
         if world.main:
             path = _lead(job, job.begin())
@@ -60,6 +58,25 @@ def fit(engine: Engine[State], recipe: Recipe, options: TrainOptions) -> Path | 
             _follow(job, job.begin())
         engine.leave(world)
         return path
+
+
+def _load(recipe: Recipe, options: TrainOptions) -> tuple[dict[Split, Dataset], Sequence[str]]:
+    """The splits, and the images that they go without: those of the run that is resumed, or those found bad now.
+
+    Raises:
+        UserError: the data is not as needed, or more images are bad than may be skipped.
+    """
+    before = RunFolder(options.out) if options.resume and options.out else None
+    begun = before is not None and before.begun
+    skipped: Sequence[str] = before.skipped if before and begun else ()
+    data = load_splits(recipe, options.data_dir, skipped)
+    if options.check_data or (options.skip_bad and not begun):
+        bad = find_bad(data, recipe)
+        skipped = [*skipped, *check_bad(bad, data, 0 if begun else options.skip_bad, begun)]
+        if bad:
+            data = load_splits(recipe, options.data_dir, skipped)
+    check_classes(data)
+    return {split: replace(part, workers=options.workers) for split, part in data.items()}, skipped
 
 
 @dataclass(frozen=True)
@@ -71,6 +88,7 @@ class _Job(Generic[State]):
     options: TrainOptions
     arch: Arch
     data: dict[Split, Dataset]
+    skipped: Sequence[str]
     world: World
     products: dict[str, str]
 
@@ -101,7 +119,10 @@ def _lead(job: _Job[State], state: State) -> Path:
             "deterministic": options.deterministic,
             "compiled": options.compile,
         }
-        write_manifest(run, engine.framework, place, job.arch, names, options.init_from, job.data, arithmetic)
+        write_manifest(
+            run, engine.framework, place, job.arch, names, options.init_from, job.data, arithmetic, job.skipped
+        )
+        run.keep(recipe)
         journal = Journal(
             run, engine.framework, job.arch, job.steps, options.log_every, options.checkpoint_every, options.keep
         )

@@ -27,6 +27,8 @@ class TrainOptions:
         checkpoint_every: steps between two checkpoints within an epoch, besides the one after each (default: none).
         keep: how many checkpoints stay, the newest; the best stays as well (default: all).
         workers: processes that decode photographs ahead; 0 decodes in threads of this one.
+        check_data: decode every photograph before the first step, and name all that cannot be.
+        skip_bad: the same, and go on without up to so many of a folder's; the manifest records which.
         deterministic: take only algorithms that repeat their results bit for bit, which a GPU does not by itself, and
             which take longer there; a CPU does anyway.
         compile: let PyTorch compile the step with torch.compile, which takes its time at the start; JAX always does.
@@ -41,6 +43,8 @@ class TrainOptions:
     checkpoint_every: int | None = None
     keep: int | None = None
     workers: int = 0
+    check_data: bool = False
+    skip_bad: int = 0
     deterministic: bool = False
     compile: bool = False
 
@@ -54,6 +58,8 @@ class TrainOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
+        if self.skip_bad < 0:
+            raise UserError(f"--skip-bad is {self.skip_bad}; it must be 0 or more.")
         check_workers(self.workers)
         if self.resume and not self.out:
             raise UserError("--resume needs --out RUN, the folder of the run to continue.")

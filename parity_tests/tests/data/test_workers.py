@@ -159,7 +159,7 @@ def test_an_unreadable_image_is_named(folder: Path, tmp_path: Path, count: int, 
         bad.unlink()
     else:
         bad.write_bytes(bad.read_bytes()[: 400 if damage == "truncated" else 0])
-    with pytest.raises(UserError, match=f"Cannot read the image {bad}: .* Mend or remove it"):
+    with pytest.raises(UserError, match=f"Cannot read the image {bad}: .* Put a picture that can be read in its place"):
         list(batches(data, RECIPE, 0, train=True))
 
 

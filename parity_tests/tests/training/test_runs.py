@@ -608,7 +608,9 @@ def test_bad_folders_are_refused(framework: Framework, tmp_path: Path, capsys: p
 
     broken = tmp_path / "data" / "two" / "3.png"
     broken.write_bytes(broken.read_bytes()[:60])
-    assert _matches(f"Cannot read the image {broken}: .*Mend or remove it", message(tmp_path / "data"))
+    assert _matches(
+        f"Cannot read the image {broken}: .*Put a picture that can be read in its place", message(tmp_path / "data")
+    )
 
 
 @pytest.fixture

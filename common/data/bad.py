@@ -50,7 +50,7 @@ def find_bad(splits: Mapping[Split, Dataset], recipe: Recipe) -> list[Bad]:
             said = f"Checking {split}"
             for start in track(starts, said, console=console, transient=True, disable=not console.is_terminal):
                 ids = data.ids[start : start + _CHUNK].tolist()
-                faults = pool.map(lambda index, source=data.source: _fault(source, index, crop), ids)  # type: ignore[misc]
+                faults = pool.map(lambda index, source=data.source: _fault(source, index, crop), ids)
                 found += [bad for bad in faults if bad]
     return found
 

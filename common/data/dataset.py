@@ -97,11 +97,10 @@ class Dataset:
     def lacking(self) -> list[str]:
         """The classes that have no example here, as far as that is known without reading the examples."""
         source = self.source
-        labels = source.files.labels if isinstance(source, Photographs) and isinstance(source.files, Files) else None
-        labels = source.labels if isinstance(source, Arrays) else labels
-        if labels is None:
+        known = source.files if isinstance(source, Photographs) and isinstance(source.files, Files) else source
+        if not isinstance(known, Arrays | Files):
             return []
-        found = set(np.unique(np.asarray(labels)[self.ids]).tolist())
+        found = set(np.unique(np.asarray(known.labels)[self.ids]).tolist())
         return [name for label, name in enumerate(self.class_names) if label not in found]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from common.errors import UserError
@@ -38,7 +38,7 @@ class Tree:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._passed: dict[str, tuple[int, Path]] = {}  # what: how many, and the first
+        self._passed: dict[str, dict[Path, None]] = defaultdict(dict)  # each once, in order
         self._suffixes: Counter[str] = Counter()
         self._looked: dict[Path, tuple[list[Path], list[Path]]] = {}
 
@@ -80,9 +80,9 @@ class Tree:
     def passed(self) -> str:
         """What was passed over, in one line; empty where nothing was."""
         words = []
-        for what, (count, first) in self._passed.items():
-            example = os.path.relpath(first, self.root)
-            words.append(f"{count:,} {what} ({example}{' ...' if count > 1 else ''})")
+        for what, paths in self._passed.items():
+            example = os.path.relpath(next(iter(paths)), self.root)
+            words.append(f"{len(paths):,} {what} ({example}{' ...' if len(paths) > 1 else ''})")
         if self._suffixes:
             kinds = ", ".join(f"{suffix} {count:,}" for suffix, count in self._suffixes.most_common(6))
             more = " ..." if len(self._suffixes) > 6 else ""
@@ -90,8 +90,7 @@ class Tree:
         return f"passed over: {'; '.join(words)}" if words else ""
 
     def _pass(self, what: str, path: Path) -> None:
-        count, first = self._passed.get(what, (0, path))
-        self._passed[what] = count + 1, first
+        self._passed[what][path] = None
 
     def _read(self, folder: Path) -> tuple[list[Path], list[Path]]:
         folders, pictures = [], []

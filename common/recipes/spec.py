@@ -204,7 +204,8 @@ class Recipe:
         pretrained: start from torchvision's ImageNet weights: "all", with a fresh last layer where the classes differ,
             or the convolutions' alone, the "backbone".
         finetune: see its class.
-        val_fraction: share of the training split held out to choose the best checkpoint.
+        val_fraction: share of the training split held out to choose the best checkpoint; a folder's own validation
+            split goes before it.
         precision: of the arithmetic. `float32` and `float64` hold for everything, on every device; `tf32` is float32
             whose products a GPU rounds to TF32's ten bits on the way in; under `bfloat16` and `float16` the layers
             compute in it, while parameters, statistics, loss and optimizer stay float32 (Micikevicius et al.,

@@ -11,8 +11,8 @@ from common.recipes.spec import RECIPE
 
 # What Pillow calls files of `photos.FORMATS`, without .pfm, whose pixels are floating point numbers.
 IMAGE_SUFFIXES = (
-    *(".apng", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif"),
-    *(".tiff", ".webp"),
+    *(".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".apng", ".pnm", ".ppm"),
+    *(".tif", ".tiff", ".webp"),
 )
 PREDICTIONS = "predictions.csv"  # in a folder that a prediction of a folder has left
 _OURS = ("runs", "predictions")  # what commands write to unless told otherwise

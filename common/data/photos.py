@@ -6,10 +6,10 @@ import os
 import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -48,7 +48,7 @@ def opened(path: Path, channels: int = 3, advice: str = "Mend or remove it.") ->
             as the `with` block does; with its path.
     """
     try:
-        with path.open("rb") as file, decoded(file) as image:
+        with decoded(path) as image:
             yield flatten(upright(image), channels)
     except Exception as error:  # damaged bytes lead Pillow's decoders to exceptions of any kind
         raise UserError(f"Cannot read the image {path}: {cause(error)}. {advice}") from error
@@ -126,7 +126,7 @@ def flatten(image: Image.Image, channels: int = 3) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def decoded(file: IO[bytes]) -> Image.Image:
+def decoded(source: Path | BytesIO) -> Image.Image:
     """An image with its pixels, or a JPEG that has read its header; a PNG whose notes are damaged is read without them.
 
     Raises:
@@ -135,16 +135,24 @@ def decoded(file: IO[bytes]) -> Image.Image:
     from PIL import Image
 
     try:
-        image: Image.Image = Image.open(file, formats=FORMATS)
-        if image.format != "JPEG":
-            image.load()
+        return _loaded(Image.open(source, formats=FORMATS))
     except Exception:
-        file.seek(0)
-        stored = file.read(_LARGEST)
+        stored = source.getvalue() if isinstance(source, BytesIO) else b""
+        if isinstance(source, Path):
+            with suppress(OSError), source.open("rb") as file:
+                stored = file.read(_LARGEST)
         if not stored.startswith(_PNG):
             raise
-        image = Image.open(BytesIO(b"".join(_pixel_chunks(stored))), formats=FORMATS)
-        image.load()
+        return _loaded(Image.open(BytesIO(b"".join(_pixel_chunks(stored))), formats=FORMATS))
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    try:
+        if image.format != "JPEG":
+            image.load()
+    except BaseException:
+        image.close()
+        raise
     return image
 
 

@@ -9,7 +9,8 @@ from common.runs.files import atomic
 
 
 def shorten(text: str, length: int) -> str:
-    """A text of at most so many characters."""
+    """A text of at most so many characters; those that no encoding has, as of files' names, by their numbers."""
+    text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= length else text[: length - 1] + "…"
 
 

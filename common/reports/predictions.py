@@ -159,7 +159,7 @@ def predict_place(place: str, network: Network, predict: Predictor, top: int, ou
         raise UserError(f"Cannot write to {out}: {error.strerror or error}.") from error
     show(done, network.title, as_table=len(files) > 1)
     if passed:
-        print(passed)
+        print(passed, file=sys.stderr)
     if done:
         print(f"{out}: {f'{done[0].name}.png' if len(files) == 1 else f'{len(done)} pictures, predictions.csv'}")
     if len(files) == 1 and failed:

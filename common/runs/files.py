@@ -178,7 +178,7 @@ def write_json(path: Path, value: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with atomic(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")  # files may have names that are not UTF-8
 
 
 def write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:

@@ -29,7 +29,7 @@ from common.data.sources import Photographs
 from common.data.spec import Split
 from common.errors import UserError
 from common.recipes.zoo import get_recipe
-from common.reports.predictions import find_images
+from common.reports.predictions import Prediction, draw, find_images, write_predictions
 from common.runs.folder import RunFolder
 
 RECIPE = replace(get_recipe("digits"), batch_size=8)
@@ -252,6 +252,14 @@ class TestListing:
         assert "holds a class whose name is not UTF-8, '\\udcff': rename it" in refusal(tmp_path)
 
 
+def test_names_that_are_not_utf8_are_drawn_and_written(tmp_path: Path) -> None:
+    image = Image.new("RGB", (12, 9))
+    seen = Prediction("\udcff.png", image, 1.0, (("ants", 1.0),))
+    draw(tmp_path / "\udcff.png", seen, "a network")
+    write_predictions(tmp_path / "predictions.csv", [seen])
+    assert "\\udcff.png,1,1,ants" in (tmp_path / "predictions.csv").read_text("utf-8")
+
+
 def form_of(suffix: str) -> str:
     return Image.registered_extensions()[suffix]
 
@@ -300,7 +308,7 @@ class TestOnePicture:
     @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
     def test_damaged_exif_and_profiles_change_nothing(self, suffix: str, tmp_path: Path) -> None:
         plain, noted = tmp_path / f"plain.{suffix}", tmp_path / f"noted.{suffix}"
-        exif = {} if suffix == "tif" else {"exif": b"Exif\0\0garbage"}
+        exif: dict[str, Any] = {} if suffix == "tif" else {"exif": b"Exif\0\0garbage"}
         picture(plain)
         picture(noted, icc_profile=b"no profile", **exif)
         np.testing.assert_array_equal(open_image(noted), open_image(plain))
@@ -332,7 +340,7 @@ class TestOnePicture:
             np.testing.assert_array_equal(ours.images, theirs.images)
         size = {True: (24, 40), False: (40, 24)}[orientation > 4]
         for each in (folder.source, source):
-            with each.open(0) as (image, _):  # type: ignore[attr-defined]
+            with each.open(0) as (image, _):  # type: ignore[union-attr]
                 assert image.size == size
 
     def test_a_network_of_one_channel_gets_grey(self, tmp_path: Path) -> None:

@@ -17,10 +17,12 @@ from common.data.batch import Batch
 from common.data.dataset import Dataset
 from common.frameworks import Framework
 from common.recipes.spec import Recipe
+from common.runs.folder import RunFolder
 from common.runs.progress import Progress
 from common.runs.scores import Scores
 from common.training.engine import AfterStep, Step
 from common.training.options import TrainOptions
+from common.weights.network import about
 from common.world import World
 from flax_impl import checkpoint, device, weights, world
 from flax_impl.evaluate import evaluate
@@ -126,7 +128,7 @@ class Engine:
     def publish(self, path: Path, dest: Path, recipe: Recipe, arch: Arch, steps: int, names: list[str]) -> None:
         """Write a checkpoint's network as the .safetensors file that both frameworks open."""
         best = weights.load_variables(path, arch, recipe.param_dtype)
-        weights.save(dest, best, arch, steps, class_names=names, preprocess=recipe.preprocess)
+        weights.save(dest, best, arch, steps, **vars(about(RunFolder.open(dest))) | {"class_names": names})
 
     def describe(self, state: TrainState) -> str:
         """The device in words."""

@@ -6,7 +6,7 @@ torch is not needed: `torch_impl.weights` turns other formats into .safetensors.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,8 +17,10 @@ from common.arch.spec import Arch
 from common.arch.zoo import get_arch
 from common.commands.shell import guard
 from common.errors import UserError
-from common.runs.folder import RunFolder
+from common.runs.folder import result_of
 from common.weights import exchange
+from common.weights.exchange import About
+from common.weights.network import Given, result_at, run_at
 from flax_impl.convert import flax_path, from_torch, to_flax_layout, to_torch
 
 
@@ -73,7 +75,7 @@ def load_partial(
     """Start from a file: a whole network, one with another last layer, or a backbone alone.
 
     Args:
-        path: of the file.
+        path: of a .safetensors file, a run folder or a Flax checkpoint in one.
         variables: to replace.
         arch: of the network.
         backbone: load the convolutions alone, whatever else the file holds.
@@ -84,9 +86,15 @@ def load_partial(
     Raises:
         UserError: the file cannot be read, or more is missing than the classifier.
     """
-    if Path(path).suffix != ".safetensors":
+    path = result_of(Path(path))
+    state: Mapping[str, Any]
+    if path.suffix == ".safetensors":
+        state, _ = exchange.read(path)
+    elif run_at(path):
+        network = result_at(path, "flax", f"weights {path} DEST.safetensors")
+        state = to_torch(load_variables(path, network.arch, network.param_dtype), network.arch)
+    else:
         raise UserError(f"Flax reads .safetensors only. Convert: python -m torch_impl.weights {path} DEST.safetensors")
-    state, _ = exchange.read(path)
     loaded = exchange.check_partial(exchange.backbone(state, arch) if backbone else state, arch, str(path))
     flat = flatten_dict(variables)
     for name, array in loaded.tensors.items():
@@ -120,14 +128,20 @@ class _Command:
     """Write a Flax checkpoint, or a .safetensors file of ours, as .safetensors in PyTorch's layout.
 
     Attributes:
-        source: a checkpoint inside a run folder, or a .safetensors file that one of this project's commands wrote.
+        source: a run folder, a checkpoint in one, or a .safetensors file that one of this project's commands wrote.
         dest: the .safetensors file to write.
         names: of the tensors in it: ours, which both frameworks here open, or torchvision's.
+        arch: the network they are of, for a file that does not say.
+        recipe: of its training: it says how images become the network's input.
+        classes: class names in label order: a list with commas between, or a file of lines.
     """
 
     source: Annotated[Path, tyro.conf.Positional]
     dest: Annotated[Path, tyro.conf.Positional]
     names: Literal["ours", "torchvision"] = "ours"
+    arch: str | None = None
+    recipe: str | None = None
+    classes: str | None = None
 
 
 def main() -> None:
@@ -140,19 +154,19 @@ def main() -> None:
     exchange.check_destination(command.dest)
     if command.source.suffix in (".pth", ".pt"):
         raise UserError(f"{command.source} is PyTorch's: python -m torch_impl.weights {command.source} {command.dest}")
-    if command.source.suffix == ".safetensors":
-        given, metadata = exchange.read(command.source)
-        arch = exchange.read_arch(metadata, str(command.source))
-        tensors = exchange.check(given, arch, str(command.source))
-        names = exchange.read_class_names(metadata, arch, str(command.source))
-        preprocess = exchange.read_preprocess(metadata, str(command.source))
+    given = Given(command.arch, command.recipe, command.classes)
+    network = result_at(command.source, "flax", f"weights {command.source} {command.dest}", given)
+    assert network.path
+    arch, about = network.arch, About(network.class_names, network.known, network.image, network.splits)
+    if network.path.suffix == ".safetensors":
+        given_tensors, metadata = exchange.read(network.path)
+        tensors = exchange.check(given_tensors, arch, str(network.path))
+        about = replace(about, preprocess=exchange.read_preprocess(metadata, str(network.path)))
     else:
-        run = RunFolder.open(command.source)
-        arch, names, preprocess = run.arch, tuple(run.class_names), None  # a run's needs its data's size too
-        tensors = to_torch(load_variables(command.source, arch, run.recipe.param_dtype), arch)
+        tensors = to_torch(load_variables(network.path, arch, network.param_dtype), arch)
     if command.names == "torchvision":
         tensors = {exchange.to_torchvision(name): array for name, array in tensors.items()}
-    exchange.write(command.dest, tensors, arch, class_names=names, preprocess=preprocess)
+    exchange.write(command.dest, tensors, arch, **vars(about))
     print(f"{command.dest}: {len(tensors)} tensors of {arch.name}, {arch.classes} classes")
 
 

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
+import re
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.weights import exchange
+from common.weights import exchange, foreign
 
 PRETRAINED = "IMAGENET1K_V1"
+ATTRIBUTES = (  # where Lightning's releases have had their class of settings
+    "lightning_fabric.utilities.data",
+    "lightning.fabric.utilities.data",
+    "lightning_fabric.utilities.types",
+    "pytorch_lightning.utilities.parsing",
+    "lightning.pytorch.utilities.parsing",
+)
 
 
 def download() -> dict[str, Tensor]:
@@ -37,11 +48,27 @@ def download() -> dict[str, Tensor]:
         ) from error
 
 
-def read_pth(path: Path) -> dict[str, Tensor]:
-    """Read a state dict saved by `torch.save`, without running any code that the file may hold.
+class _Fields(dict[str, Any]):
+    """Stands for a class of settings that other programs keep beside their weights."""
+
+
+# Beside the weights in what training programs write, and unable to run anything; torch.load allows tensors alone.
+HARMLESS: list[Any] = [
+    argparse.Namespace,
+    defaultdict,
+    PurePosixPath,
+    PurePath,
+    (PurePosixPath, "pathlib.PosixPath"),
+    (PurePosixPath, "pathlib._local.PosixPath"),
+    *((_Fields, f"{package}.AttributeDict") for package in ATTRIBUTES),
+]
+
+
+def read_pth(path: Path) -> dict[Any, Any]:
+    """Read what `torch.save` wrote of tensors, numbers and texts, without running any code that the file may hold.
 
     Raises:
-        UserError: no such file, no state dict, or one that holds more than tensors.
+        UserError: no such file, or one that holds more.
     """
     if not path.is_file():
         raise UserError(f"There is no file {path.absolute()}.")
@@ -50,28 +77,70 @@ def read_pth(path: Path) -> dict[str, Tensor]:
     if not exchange.is_pth(head):
         what = "is a .safetensors file: give it that suffix" if head[8:] == b"{" else "is not one that torch.save wrote"
         raise UserError(f"{path} {what if head else 'is empty'}.")
+    again = "and convert that file"
     try:
-        with warnings.catch_warnings(action="ignore"):  # of what the error says better
+        # Of what the error says better, warnings too.
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(HARMLESS):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} holds more than tensors, so it is not opened: it could run code.") from error
+        raise UserError(
+            f"{path} holds more than tensors{_what(error)}, so it is not opened: it could run code. Where it was "
+            f"written, save the weights alone, `torch.save(model.state_dict(), 'weights.pth')`, {again}."
+        ) from error
     except Exception as error:  # of whatever kind PyTorch's reader meets in a damaged file
+        if "TorchScript" in str(error):
+            raise UserError(
+                f"{path} is a TorchScript program: `torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')` "
+                f"takes its weights out; do that {again}."
+            ) from error
         raise UserError(f"{path} is not a file that torch.save wrote, or it is damaged or cut short.") from error
     if not isinstance(state, Mapping):
         raise UserError(f"{path} holds a {type(state).__name__}, not a state dict (names to tensors).")
-    if other := [str(name) for name, value in state.items() if not isinstance(value, Tensor)]:
-        hint = next((f" Save that alone: {name!r}." for name, v in state.items() if isinstance(v, Mapping)), "")
-        raise UserError(f"{path} is not a state dict: {', '.join(other[:5])} is no tensor.{hint}")
     return dict(state)
 
 
-def read(path: Path | str) -> Mapping[str, Tensor | np.ndarray]:
-    """Read the tensors of a .safetensors or .pth file by name.
+def _what(error: Exception) -> str:
+    """The class that PyTorch's reader has stumbled over, where it says so."""
+    found = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+    return f" ({found[1]})" if found else ""
+
+
+def read(path: Path | str, part: str | None = None) -> tuple[dict[str, Tensor | np.ndarray], list[str]]:
+    """Read the network in a .safetensors or .pth file, other people's too.
+
+    Args:
+        path: of the file.
+        part: which, where the file holds several; see `foreign.choose`.
+
+    Returns:
+        Its tensors by name, float32 where they had fewer bits, and what was done for that, in words.
 
     Raises:
-        UserError: as `exchange.read` and `read_pth`.
+        UserError: as `exchange.read`, `read_pth` and `foreign.choose`.
     """
-    return exchange.read(path)[0] if Path(path).suffix == ".safetensors" else read_pth(Path(path))
+    path = Path(path)
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else read_pth(path)
+    try:
+        chosen, said = foreign.choose(content, str(path), part)
+    except RecursionError as error:
+        raise UserError(f"{path} is no file of weights: it is nested without end.") from error
+    state = chosen.state
+    narrow = {value.dtype for value in state.values() if value.dtype in (torch.bfloat16, torch.float16)}
+    if narrow:
+        said.append(f"made float32 of {' and '.join(sorted(str(kind).removeprefix('torch.') for kind in narrow))}")
+        state = {name: value.float() if value.dtype in narrow else value for name, value in state.items()}
+    return state, said
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """PyTorch's own reader takes bfloat16, which numpy lacks; where it fails, numpy's says why."""
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except Exception:  # of any kind, as above
+        exchange.read(path)
+        raise
 
 
 @torch.no_grad()

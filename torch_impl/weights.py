@@ -12,12 +12,13 @@ import tyro
 from torch import nn
 
 from common.arch.spec import Arch
-from common.arch.zoo import get_arch
 from common.commands.shell import guard
 from common.errors import UserError
-from common.recipes.spec import Preprocess
 from common.recipes.zoo import get_recipe
-from common.weights import exchange
+from common.runs.folder import result_of
+from common.weights import exchange, foreign
+from common.weights.exchange import About
+from common.weights.network import Given, result_at, run_at, with_given
 from torch_impl import checkpoint, pth
 from torch_impl.model import AlexNet, LeNet, build
 
@@ -47,7 +48,7 @@ def load(path: Path | str, model: nn.Module, arch: Arch) -> None:
             untouched.
     """
     path = Path(path)
-    state = exchange.read_for(path, arch) if path.suffix == ".safetensors" else pth.read_pth(path)
+    state = exchange.read_for(path, arch) if path.suffix == ".safetensors" else pth.read(path)[0]
     pth.fill(model, exchange.check(state, arch, str(path)))
 
 
@@ -67,13 +68,25 @@ def load_model(path: Path, arch: Arch, precision: str = "float32") -> AlexNet | 
 def load_partial(path: Path | str, model: nn.Module, arch: Arch) -> tuple[str, ...]:
     """Start from a file: a whole network, one with another last layer, or a backbone alone.
 
+    Args:
+        path: of a .safetensors or .pth file, a run folder or a PyTorch checkpoint in one.
+        model: changed in place.
+        arch: of the model.
+
     Returns:
         The names of the layers that stayed as they were.
 
     Raises:
         UserError: the file cannot be read, or more is missing than the classifier; the model is then untouched.
     """
-    loaded = exchange.check_partial(pth.read(path), arch, str(path))
+    path = result_of(Path(path))
+    state: Mapping[str, Any]
+    if path.suffix != ".safetensors" and run_at(path):
+        network = result_at(path, "torch", f"weights {path} DEST.safetensors")
+        state = load_model(path, network.arch).state_dict()
+    else:
+        state = pth.read(path)[0]
+    loaded = exchange.check_partial(state, arch, str(path))
     pth.fill(model, loaded.tensors)
     return loaded.fresh
 
@@ -103,16 +116,22 @@ class _Command:
     """Convert weights into the exchange format, which both frameworks open.
 
     Attributes:
-        source: a .pth or .safetensors file, ours or with torchvision's names, or IMAGENET1K_V1 to download
-            torchvision's.
+        source: a .pth or .safetensors file, ours, torchvision's or of a program that trained torchvision's network; a
+            checkpoint in a run folder; or IMAGENET1K_V1 to download torchvision's.
         dest: the .safetensors file to write.
-        arch: the network they are of; without it, what a .safetensors file says of itself, or alexnet.
+        arch: the network they are of; without it, what a file says of itself, or the first that fits.
+        recipe: of its training: it says how images become the network's input.
+        classes: class names in label order: a list with commas between, or a file of lines.
+        part: which network to take, of a file that holds several.
         backbone: the source holds the convolutions alone.
     """
 
     source: Annotated[str, tyro.conf.Positional] = pth.PRETRAINED
     dest: Annotated[Path, tyro.conf.Positional] = field(default_factory=exchange.pretrained_path)
     arch: str | None = None
+    recipe: str | None = None
+    classes: str | None = None
+    part: str | None = None
     backbone: bool = False
 
 
@@ -124,33 +143,62 @@ def main() -> None:
     """
     command = tyro.cli(_Command, prog="python -m torch_impl.weights")
     exchange.check_destination(command.dest)
-    state = pth.download() if command.source == pth.PRETRAINED else pth.read(command.source)
-    metadata = exchange.read_metadata(Path(command.source))[0] if command.source.endswith(".safetensors") else {}
+    given = Given(command.arch, command.recipe, command.classes)
+    done: list[str] = []
+    if run_at(Path(command.source)):
+        tensors, arch, said = _of_run(command, given)
+    else:
+        tensors, arch, said, done = _of_file(command, given)
+    exchange.write(command.dest, tensors, arch, **vars(said))
+    for sentence in done:
+        print(f"{command.source}: {sentence}")
+    print(f"{command.dest}: {len(tensors)} tensors of {arch.name}, {arch.classes} classes")
+    for field_name, lacking in (("classes", not said.class_names), ("recipe", said.recipe is None)):
+        if lacking and not command.backbone:
+            print(f"{command.dest}: it does not say its {field_name}; --{field_name} here or where it is used does")
+
+
+def _of_run(command: _Command, given: Given) -> tuple[exchange.Tensors, Arch, About]:
+    """A checkpoint's tensors, and what its run says of it."""
+    network = result_at(Path(command.source), "torch", f"weights {command.source} {command.dest}", given)
+    assert network.path
+    model = load_model(network.path, network.arch, network.param_dtype)
+    state = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
+    said = About(network.class_names, network.known, network.image, network.splits)
+    return exchange.check(state, network.arch, command.source), network.arch, said
+
+
+def _of_file(command: _Command, given: Given) -> tuple[exchange.Tensors, Arch, About, list[str]]:
+    """A file's tensors, what is known of them, and what was done to read them."""
+    source, metadata = command.source, dict[str, str]()
+    if source == pth.PRETRAINED:
+        state, done = dict[str, Any](pth.download()), list[str]()
+    else:
+        state, done = pth.read(source, command.part)
+        metadata = exchange.read_metadata(Path(source))[0] if source.endswith(".safetensors") else {}
     arch = _arch(metadata, command, state)
     check = exchange.check_backbone if command.backbone else exchange.check
-    tensors = check(state, arch, command.source)
-    names, preprocess = _about(metadata, command.source, arch)
-    exchange.write(command.dest, tensors, arch, class_names=names, preprocess=preprocess)
-    print(f"{command.dest}: {len(tensors)} tensors of {arch.name}, {arch.classes} classes")
+    tensors = check(state, arch, source)
+    return tensors, arch, with_given(_about(metadata, source, arch), given, arch, source), done
 
 
 def _arch(metadata: Mapping[str, str], command: _Command, state: Mapping[str, Any]) -> Arch:
     """What the source says of itself, else what the command says."""
     if "arch" not in metadata:
-        return exchange.fit_classes(state, get_arch(command.arch or "alexnet"))
+        return foreign.fit(state, command.arch, get_recipe(command.recipe) if command.recipe else None)
     arch = exchange.read_arch(metadata, command.source)
     if command.arch not in (None, arch.name):
         raise UserError(f"{command.source} says that it holds {arch.name}, not {command.arch}: leave out --arch.")
     return arch
 
 
-def _about(metadata: Mapping[str, str], source: str, arch: Arch) -> tuple[tuple[str, ...], Preprocess | None]:
-    """Class names and preprocessing: of torchvision's weights, also from their file, or as a .safetensors has them."""
+def _about(metadata: Mapping[str, str], source: str, arch: Arch) -> About:
+    """Classes and recipe: of torchvision's weights, also from their file, or as a .safetensors has them."""
     from torchvision.models import AlexNet_Weights
 
     if source == pth.PRETRAINED or Path(source).name == Path(AlexNet_Weights[pth.PRETRAINED].url).name:
-        return class_names(), get_recipe("imagenet").preprocess
-    return exchange.read_class_names(metadata, arch, source), exchange.read_preprocess(metadata, source)
+        return About(class_names(), get_recipe("imagenet"))
+    return exchange.read_about(metadata, arch, source)
 
 
 if __name__ == "__main__":

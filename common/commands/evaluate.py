@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,8 +12,9 @@ from typing import Literal, Protocol
 import tyro
 
 from common.commands.shell import guard
+from common.data.classes import hold_to
 from common.data.dataset import Dataset, described
-from common.data.load import load_dataset, load_split, load_unseen, relabel
+from common.data.load import load_split, load_unseen
 from common.errors import UserError
 from common.frameworks import Framework
 from common.reports.evaluation import (
@@ -28,7 +31,19 @@ from common.reports.evaluation import (
 from common.runs.folder import RunFolder
 from common.runs.scores import Scores
 from common.training.options import Device, check_workers
-from common.weights.network import ClassNames, Network, networks_at, pretrained
+from common.weights.network import (
+    NOTHING,
+    UNSAID,
+    ClassNames,
+    Given,
+    Network,
+    complete,
+    networks_at,
+    pretrained,
+    run_at,
+)
+
+NAMES_SHOWN = 10  # classes in a note
 
 
 @dataclass(frozen=True)
@@ -36,9 +51,12 @@ class _EvaluateCommand:
     """Score a checkpoint, or each checkpoint of a run, and write what is found to files beside the run.
 
     Attributes:
-        path: a run folder, one of its checkpoints or its model.safetensors.
+        path: a run folder, one of its checkpoints, or a .safetensors file.
         pretrained: score torchvision's pretrained AlexNet instead.
-        dataset: for --pretrained: imagenet2012, or folder:PATH with a folder for each class.
+        dataset: to score on, by name, or folder:PATH with a folder for each class (default: that of the training).
+        arch: the architecture of a .safetensors file that does not say it.
+        recipe: of the training of a .safetensors file that does not say how images become its input.
+        classes: class names of a .safetensors file in label order: a list with commas between, or a file of lines.
         split: to evaluate on.
         ten_crop: average the probabilities of corners, centre and mirror images, ten crops of each image.
         confusion: leave a confusion matrix as picture and CSV; of several checkpoints, the most accurate one's.
@@ -52,6 +70,9 @@ class _EvaluateCommand:
     path: tyro.conf.Positional[Path | None] = None
     pretrained: bool = False
     dataset: str | None = None
+    arch: str | None = None
+    recipe: str | None = None
+    classes: str | None = None
     split: Literal["train", "val", "test"] = "test"
     ten_crop: bool = False
     confusion: bool = False
@@ -74,8 +95,10 @@ def run_evaluate(framework: Framework, score: Score, names: ClassNames, argument
     def run() -> None:
         command = tyro.cli(_EvaluateCommand, args=arguments, prog=f"python -m {framework}_impl.evaluate")
         check_workers(command.workers)
-        chosen, data, folder = _what_to_score(command, framework, names)
-        data = replace(data, workers=command.workers)
+        chosen, folder = _networks(command, framework, names)
+        data = hold_to(*_data(command, chosen[0]), chosen[0].title)
+        (_, data), *_ = taken = [network.take(data) for network in chosen]
+        chosen, data = [network for network, _ in taken], replace(data, workers=command.workers)
         for line in described({data.split: data}):
             print(line)
         if command.ten_crop and not chosen[0].recipe.preprocess.crop:
@@ -83,7 +106,7 @@ def run_evaluate(framework: Framework, score: Score, names: ClassNames, argument
                 f"--ten-crop needs a recipe with preprocess.crop; {chosen[0].recipe.name!r} takes images whole."
             )
         crops = ", ten crops each" if command.ten_crop else ""
-        title = f"{folder.parent}: {len(data):,} images of {data.name}, {data.split}{crops}"
+        title = f"{command.path or folder.parent}: {len(data):,} images of {data.name}, {data.split}{crops}"
         kept: tuple[Row, Recorder] | None = None
         with Report(title) as report:
             for network in chosen:
@@ -100,32 +123,52 @@ def run_evaluate(framework: Framework, score: Score, names: ClassNames, argument
     guard(run)
 
 
-def _what_to_score(
-    command: _EvaluateCommand, framework: Framework, names: ClassNames
-) -> tuple[list[Network], Dataset, Path]:
-    """The networks, the examples, and the folder for files."""
+def _networks(command: _EvaluateCommand, framework: Framework, names: ClassNames) -> tuple[list[Network], Path]:
+    """The networks to score, and the folder for files."""
+    given = Given(command.arch, command.recipe, command.classes)
     if command.pretrained:
         if command.path:
             raise UserError(f"--pretrained scores torchvision's weights, so it goes without {command.path}.")
-        network = pretrained(names())
-        name = command.dataset or network.recipe.dataset
-        if command.split == "train":
-            data, _ = load_dataset(name, command.data_dir)
-        else:
-            data = load_unseen(name, command.data_dir)
-        return (
-            [network],
-            relabel(data, network.class_names),
-            command.out or Path("runs") / "pretrained" / "evaluation",
-        )
-    if command.dataset:
-        raise UserError("--dataset goes with --pretrained: a run is scored on the data of its recipe.")
+        if given != NOTHING:
+            raise UserError("--arch, --recipe and --classes are for a .safetensors file, not for --pretrained.")
+        return [pretrained(names())], command.out or Path("runs") / "pretrained" / "evaluation"
     if not command.path:
-        raise UserError("Name a run folder or a checkpoint, or say --pretrained.")
-    chosen = networks_at(command.path, framework, "evaluate")
-    folder = RunFolder.open(command.path)
-    data = load_split(folder.recipe, command.split, command.data_dir, folder.skipped)
-    return chosen, data, command.out or folder.path / "evaluation"
+        raise UserError("Name a run folder, a checkpoint or a .safetensors file, or say --pretrained.")
+    chosen = [complete(network, names) for network in networks_at(command.path, framework, "evaluate", given)]
+    run = run_at(command.path)
+    return chosen, command.out or (run.path if run else command.path.parent) / "evaluation"
+
+
+def _data(command: _EvaluateCommand, network: Network) -> tuple[Dataset, tuple[str, ...]]:
+    """The examples, and the names of the network's classes, in the order of its logits.
+
+    A folder without a training part is tested whole, unless it is the one that the network was trained on, which may
+    have been moved: then on the fifth that training left out.
+    """
+    recipe, split, run = network.recipe, command.split, run_at(command.path) if command.path else None
+    name, skipped = command.dataset or recipe.dataset, run.skipped if run else ()
+    if name == UNSAID:
+        raise UserError(f"{network.title} does not say on what it was trained: name a dataset, --dataset folder:PATH.")
+    own = network.path is not None and name == recipe.dataset
+    if network.path and not own and name.startswith("folder:"):
+        found = load_split(replace(recipe, dataset=name), "test", command.data_dir, skipped)
+        own = network.splits.get("test") == found.fingerprint()
+    if own:
+        data = load_split(replace(recipe, dataset=name), split, command.data_dir, skipped)
+    elif split == "test":
+        data = load_unseen(name, command.data_dir)
+    else:
+        data = load_split(replace(recipe, dataset=name, val_fraction=0.0), split, command.data_dir)
+    if network.class_names:
+        return data, network.class_names
+    if len(data.class_names) != network.arch.classes:
+        raise UserError(
+            f"{network.title} has {network.arch.classes} classes, without names, and {data.name} has "
+            f"{len(data.class_names)}: say which they are, --classes NAME,NAME,... in the order of its logits."
+        )
+    order = ",".join(data.class_names[:NAMES_SHOWN]) + ",..." * (len(data.class_names) > NAMES_SHOWN)
+    print(f"note: {network.title} does not name its classes: taken to be, in this order, {order}", file=sys.stderr)
+    return data, data.class_names
 
 
 def _leave_files(
@@ -139,7 +182,9 @@ def _leave_files(
 ) -> None:
     """Write what was asked for, and say where; `row` and `recorder` are of the most accurate checkpoint."""
     kind = command.split + ("-ten-crop" if command.ten_crop else "")
-    alone = command.path is None or RunFolder.open(command.path).path.resolve() != command.path.resolve()
+    if command.dataset and not command.pretrained:  # beside the files of the run's own data
+        kind += "-on-" + re.sub(r"[^\w.-]+", "_", Path(command.dataset.removeprefix("folder:")).resolve().name)
+    alone = command.path is None or not RunFolder.is_at(command.path)
     one = f"{kind}-{row.name}"
     title = f"{row.name}, {kind} split of {data.name}: {row.scores.top1:,} of {row.scores.count:,} right"
     written = [f"{one if alone else kind}.csv"]

@@ -11,9 +11,9 @@ import tyro
 from common.commands.shell import guard
 from common.errors import UserError
 from common.frameworks import Framework
-from common.runs.folder import RunFolder
+from common.runs.folder import RunFolder, result_of
 from common.weights import export as exports
-from common.weights.network import Network, result_at
+from common.weights.network import Given, Network, result_at
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class _ExportCommand:
         opset: of ONNX (default: 18).
         arch: the architecture of a .safetensors file that does not say it.
         recipe: whose preprocessing the .json shall give, for a .safetensors file outside a run folder.
+        classes: class names for the .json in label order, of such a file: a list with commas between, or a file.
     """
 
     source: tyro.conf.Positional[Path]
@@ -35,6 +36,7 @@ class _ExportCommand:
     opset: int | None = None
     arch: str | None = None
     recipe: str | None = None
+    classes: str | None = None
 
 
 def run_export(
@@ -71,6 +73,5 @@ def _source(command: _ExportCommand, framework: Framework) -> Network:
     if RunFolder.is_at(command.source):  # a run folder; Flax's checkpoints are folders too
         run = RunFolder.open(command.source)
         run.check_framework(framework, "export")
-        if not (run.path / "model.safetensors").is_file():
-            raise UserError(f"{run.path} has no model.safetensors yet: finish the run, or name one of its checkpoints.")
-    return result_at(command.source, framework, "export", arch=command.arch, recipe=command.recipe)
+        result_of(run.path)
+    return result_at(command.source, framework, "export", Given(command.arch, command.recipe, command.classes))

@@ -14,7 +14,7 @@ from common.frameworks import Framework
 from common.reports import predictions
 from common.reports.predictions import Predictor
 from common.training.options import Device
-from common.weights.network import ClassNames, Network, complete, pretrained, result_at
+from common.weights.network import NOTHING, ClassNames, Given, Network, complete, pretrained, result_at
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,9 @@ class _PredictCommand:
         image: a file, or a folder of images.
         run: a run folder or a checkpoint in one (default: torchvision's pretrained AlexNet).
         weights: a .safetensors file instead of a run.
+        arch: the architecture of a .safetensors file that does not say it.
+        recipe: of the training of a .safetensors file that does not say how images become its input.
+        classes: class names of a .safetensors file in label order: a list with commas between, or a file of lines.
         top: how many classes to name.
         out: folder for the pictures.
         device: to compute on.
@@ -33,6 +36,9 @@ class _PredictCommand:
     image: tyro.conf.Positional[str]
     run: Path | None = None
     weights: Path | None = None
+    arch: str | None = None
+    recipe: str | None = None
+    classes: str | None = None
     top: int = 5
     out: Path = Path("predictions")
     device: Device = "auto"
@@ -53,13 +59,11 @@ def run_predict(
         if command.run and command.weights:
             raise UserError("--run and --weights exclude each other: a run has its own weights.")
         predictions.find_images(command.image)  # before minutes are spent on weights
-        if command.weights and command.weights.suffix != ".safetensors":
-            raise UserError(
-                f"{command.weights} is no .safetensors file. Convert: python -m torch_impl.weights {command.weights} "
-                f"DEST.safetensors"
-            )
+        given = Given(command.arch, command.recipe, command.classes)
         if path := command.run or command.weights:
-            network = complete(result_at(path, framework, "predict"), names)
+            network = complete(result_at(path, framework, "predict", given), names)
+        elif given != NOTHING:
+            raise UserError("--arch, --recipe and --classes are for a file: name it with --weights.")
         else:
             network = pretrained(names())
         ready = open_network(network, command.device)

@@ -36,7 +36,7 @@ class HostCrop:
             pixels = central_square(image, self.side)
         else:
             pixels = random_resized_crop(image, self.side, self.numbers[place])
-        return pixels.reshape(self.side, self.side, self.channels)
+        return pixels.reshape(self.side, self.side, -1)  # Pillow gives grey no axis of its own
 
 
 def central_square(image: Image.Image, side: int) -> np.ndarray:

@@ -106,7 +106,7 @@ def relabel(data: Dataset, class_names: Sequence[str]) -> Dataset:
     """
     tables = [{name: label for label, name in enumerate(class_names)}]
     if len(class_names) == DATASETS["imagenet2012"].classes:
-        tables.append({name: label for label, name in enumerate(_wordnet_names())})
+        tables.append({name: label for label, name in enumerate(wordnet_names())})
     for table in tables:
         if all(name in table for name in data.class_names):
             labels = np.array([table[name] for name in data.class_names], np.int32)
@@ -119,12 +119,12 @@ def relabel(data: Dataset, class_names: Sequence[str]) -> Dataset:
     )
 
 
-def _wordnet_names() -> list[str]:
+def wordnet_names() -> tuple[str, ...]:
     """Of ImageNet's 1,000 classes, in label order, from the list that tensorflow-datasets carries."""
     package = find_spec("tensorflow_datasets")
     assert package is not None
     assert package.origin is not None
-    return (Path(package.origin).parent / "datasets" / "imagenet2012" / "labels.txt").read_text("utf-8").split()
+    return tuple((Path(package.origin).parent / "datasets" / "imagenet2012" / "labels.txt").read_text("utf-8").split())
 
 
 def load_split(recipe: Recipe, name: Split, data_dir: Path | None, skip: Collection[str] = ()) -> Dataset:

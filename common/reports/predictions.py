@@ -95,7 +95,7 @@ def to_pixels(image: Image.Image, network: Network) -> np.ndarray:
 def to_batch(pixels: Sequence[np.ndarray], network: Network) -> Batch:
     """A batch as an evaluation would read it from the network's dataset; the labels are zeros."""
     source = Arrays(np.stack(pixels), np.zeros(len(pixels), np.int32))
-    data = whole("photographs", "test", network.stored, network.class_names, source)
+    data = whole("photographs", "test", network.stored, network.names, source)
     (batch,) = batches(data, replace(network.recipe, batch_size=len(pixels)), 0, train=False)
     return batch
 
@@ -134,7 +134,7 @@ def predictions(
             continue
         for name, image, row in zip(names, images, predict(to_batch(pixels, network)), strict=True):
             order = np.argsort(-row, kind="stable")[:top]
-            guesses = tuple((network.class_names[label], float(row[label])) for label in order)
+            guesses = tuple((network.names[label], float(row[label])) for label in order)
             yield Prediction(name, image, seen, guesses)
 
 

@@ -20,7 +20,7 @@ from common.config import from_dict, read_json, to_dict
 from common.errors import UserError
 from common.frameworks import FRAMEWORKS, Framework
 from common.recipes.spec import RECIPE, Recipe
-from common.runs.files import PART, atomic, locked, remove, sha256, unused, write_json, write_text, writing
+from common.runs.files import PART, SUMS, atomic, locked, remove, sha256, unused, write_json, write_text, writing
 
 RESUME_MAY_CHANGE = ("epochs",)
 _FOLDER = "folder:"  # begins the name of a dataset that may move; the manifest knows what must be in it
@@ -178,7 +178,7 @@ class RunFolder:
         if not given:
             return None
         file = Path(given["path"])
-        if not file.is_file() or sha256(file) != given["sha256"]:
+        if not file.exists() or weights_sha256(file) != given["sha256"]:
             raise UserError(f"{self.path} began with the weights {file}, which are gone or were changed since.")
         return file
 
@@ -273,6 +273,24 @@ def _lacking(row: Any) -> str:
     if row.get("split") != "train":
         types["accuracy"] = (int, float)
     return next((name for name, kind in types.items() if not isinstance(row.get(name), kind)), "")
+
+
+def weights_sha256(file: Path) -> str:
+    """The hash of a file of weights; of a checkpoint that is a folder, of the hashes of its files."""
+    return sha256(file / SUMS if file.is_dir() else file)
+
+
+def result_of(path: Path) -> Path:
+    """The file of weights that a path names: a run folder's result, or the path itself.
+
+    Raises:
+        UserError: the run has no result yet.
+    """
+    if not RunFolder.is_at(path):
+        return path
+    if not (path / "model.safetensors").is_file():
+        raise UserError(f"{path} has no model.safetensors yet: finish the run, or name one of its checkpoints.")
+    return path / "model.safetensors"
 
 
 def default_folder(recipe: Recipe, framework: Framework) -> Path:

@@ -11,12 +11,13 @@ from typing import Any
 
 from common.arch.spec import Arch
 from common.config import to_dict
+from common.data.classes import difference
 from common.data.dataset import Dataset
 from common.data.spec import Split
 from common.errors import UserError
 from common.frameworks import Framework
-from common.runs.files import sha256, write_json
-from common.runs.folder import RunFolder
+from common.runs.files import write_json
+from common.runs.folder import RunFolder, result_of, weights_sha256
 from common.system import commit, package_versions
 
 
@@ -51,6 +52,7 @@ def write_manifest(
         split: {"examples": len(part), "sha256": part.fingerprint(), "pixels_sha256": part.content()}
         for split, part in (data or {}).items()
     }
+    init_from = result_of(init_from) if init_from else None
     if run.begun:
         _check_data(run, prints, class_names)
         _note_arithmetic(run, arithmetic)
@@ -72,7 +74,9 @@ def write_manifest(
             "data": prints,
             "skipped": list(skipped),
             "arch": to_dict(arch),
-            "init_from": {"path": str(init_from.absolute()), "sha256": sha256(init_from)} if init_from else None,
+            "init_from": {"path": str(init_from.absolute()), "sha256": weights_sha256(init_from)}
+            if init_from
+            else None,
         },
     )
 
@@ -93,7 +97,8 @@ def _check_data(run: RunFolder, prints: Mapping[Split, dict[str, Any]], class_na
     """Hold the data to what the manifest says of it; older runs' say nothing but the names of the classes."""
     found = []
     if run.class_names != list(class_names):
-        found.append(f"the classes {', '.join(run.class_names[:5])}, and there are {', '.join(class_names[:5])} now")
+        told = difference(class_names, run.class_names) or "their order is another"
+        found.append(f"other classes ({told})")
     recorded: Any = run.manifest.get("data")
     for split, now in prints.items() if isinstance(recorded, dict) else ():
         before = recorded[split] if isinstance(recorded.get(split), dict) else {}

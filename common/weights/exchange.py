@@ -1,8 +1,8 @@
 """The exchange format: one safetensors file, the layers' own names, PyTorch's layout. Strict on the way in.
 
 A model trained in either framework is written as `conv1.conv.weight` (out, in, height, width), `fc6.weight`
-(out, channels * height * width) and so on, with its `Arch` as JSON in the metadata, and where they are known the
-names of its classes and how images become its input. torchvision's names are understood too.
+(out, channels * height * width) and so on, with its `Arch` as JSON in the metadata, and all else that its answers
+depend on where that is known; see `About`. torchvision's names are understood too.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from common.arch.spec import Arch
+from common.arch.spec import Arch, Size
 from common.config import from_dict, to_dict
 from common.errors import UserError
-from common.recipes.spec import Preprocess
+from common.recipes.spec import Preprocess, Recipe
 from common.runs.files import atomic
 
 Tensors = dict[str, np.ndarray]
@@ -46,6 +46,25 @@ class Loaded:
 
     tensors: Tensors
     fresh: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class About:
+    """What a file says of its model besides the architecture.
+
+    Attributes:
+        class_names: in label order; empty if the file does not say.
+        recipe: of its training: preprocessing, precision, data; None if the file does not say.
+        stored: size (height, width, channels) of the images that the preprocessing starts from; None: photographs.
+        splits: the fingerprint of each split of the data that it was trained and tested on, see `Dataset.fingerprint`.
+        preprocess: how images become the model's input, of an older file, which has no recipe.
+    """
+
+    class_names: tuple[str, ...] = ()
+    recipe: Recipe | None = None
+    stored: Size | None = None
+    splits: Mapping[str, str] = field(default_factory=dict)
+    preprocess: Preprocess | None = None
 
 
 @dataclass(frozen=True)
@@ -148,11 +167,16 @@ def backbone(state: Mapping[str, Any], arch: Arch) -> dict[str, Any]:
     return {name: tensor for name, tensor in state.items() if ours[name].split(".")[0] in blocks}
 
 
-def fit_classes(state: Mapping[str, Any], arch: Arch) -> Arch:
-    """`arch` with as many classes as the last layer in `state` has rows; as it is if there is no last layer."""
+def fit(state: Mapping[str, Any], arch: Arch) -> Arch:
+    """`arch` with as many channels and classes as the first and last layer in `state` have, where it has these."""
+    ours = {name: np.shape(state[given]) for given, name in rename(state).items()}
+    (first, conv), *_ = arch.named_convs()
     *_, (last, _) = arch.named_dense()
-    sizes = [np.shape(state[name]) for name, ours in rename(state).items() if ours == f"{last}.bias"]
-    return arch.adapt(classes=sizes[0][0]) if sizes and sizes[0] else arch
+    kernel, bias = ours.get(f"{first}.conv.weight", ()), ours.get(f"{last}.bias", ())
+    return arch.adapt(
+        channels=kernel[1] * conv.groups if len(kernel) == 4 and kernel[1] else None,
+        classes=bias[0] if bias and bias[0] else None,
+    )
 
 
 def check_optimizer(state: OptimizerState, wanted: OptimizerState) -> None:
@@ -258,6 +282,9 @@ def write(
     batches_tracked: int = 0,
     class_names: Sequence[str] = (),
     preprocess: Preprocess | None = None,
+    recipe: Recipe | None = None,
+    stored: Size | None = None,
+    splits: Mapping[str, str] | None = None,
 ) -> None:
     """Write a model to a .safetensors file, whole or not at all.
 
@@ -267,7 +294,8 @@ def write(
         arch: goes into the metadata.
         batches_tracked: updates of the running statistics so far, for PyTorch.
         class_names: in label order; goes into the metadata where there are any.
-        preprocess: how images become the model's input; goes into the metadata where it is given.
+        preprocess: how images become the model's input, where that alone is known; goes into the metadata.
+        recipe, stored, splits: see `About`; they go into the metadata where there is a recipe.
 
     Raises:
         UserError: there are class names, but not one for each class, or the file cannot be written.
@@ -276,9 +304,12 @@ def write(
 
     metadata = {"arch": json.dumps(to_dict(arch)), COUNTER: str(batches_tracked)}
     if class_names:
-        _check_names(class_names, arch, str(path))
+        check_names(class_names, arch, str(path))
         metadata["class_names"] = json.dumps(list(class_names))
-    if preprocess:
+    if recipe:
+        metadata["recipe"], metadata["stored"] = json.dumps(to_dict(recipe)), json.dumps(stored)
+        metadata["splits"] = json.dumps(dict(splits or {}))
+    elif preprocess:
         metadata["preprocess"] = json.dumps(to_dict(preprocess))
     check_destination(path)
     with atomic(path) as part:
@@ -391,11 +422,7 @@ def read_arch(metadata: Mapping[str, str], where: str) -> Arch:
     """
     if "arch" not in metadata:
         raise UserError(f"{where} does not say which architecture it holds.")
-    try:
-        fields = json.loads(metadata["arch"])
-    except ValueError as error:
-        raise UserError(f"{where} has an architecture that is not valid JSON: {error}.") from error
-    return from_dict(fields, Arch, where)
+    return from_dict(_field(metadata, "arch", where), Arch, where)
 
 
 def read_class_names(metadata: Mapping[str, str], arch: Arch, where: str) -> tuple[str, ...]:
@@ -404,15 +431,10 @@ def read_class_names(metadata: Mapping[str, str], arch: Arch, where: str) -> tup
     Raises:
         UserError: they are damaged, or not one for each class.
     """
-    if "class_names" not in metadata:
-        return ()
-    try:
-        names = json.loads(metadata["class_names"])
-    except ValueError as error:
-        raise UserError(f"{where} has class names that are not valid JSON: {error}.") from error
+    names = _field(metadata, "class_names", where) if "class_names" in metadata else []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{where} has class names that are not a list of texts.")
-    return _check_names(names, arch, where)
+    return check_names(names, arch, where) if "class_names" in metadata else ()
 
 
 def read_preprocess(metadata: Mapping[str, str], where: str) -> Preprocess | None:
@@ -421,16 +443,73 @@ def read_preprocess(metadata: Mapping[str, str], where: str) -> Preprocess | Non
     Raises:
         UserError: what it says is damaged.
     """
-    if "preprocess" not in metadata:
-        return None
+    if "recipe" in metadata:
+        return from_dict(_field(metadata, "recipe", where), Recipe, where).preprocess
+    return from_dict(_field(metadata, "preprocess", where), Preprocess, where) if "preprocess" in metadata else None
+
+
+def read_about(metadata: Mapping[str, str], arch: Arch, where: str) -> About:
+    """What a file of ours says of its model besides the architecture; older files say less.
+
+    Raises:
+        UserError: what it says is damaged, or of another network than `arch`.
+    """
+    names = read_class_names(metadata, arch, where)
+    if "recipe" not in metadata:
+        return About(names, preprocess=read_preprocess(metadata, where))
+    recipe = from_dict(_field(metadata, "recipe", where), Recipe, where)
+    stored, splits = _field(metadata, "stored", where), _field(metadata, "splits", where)
+    if stored is not None:
+        if (
+            not isinstance(stored, list)
+            or len(stored) != 3
+            or not all(type(size) is int and size > 0 for size in stored)
+        ):
+            raise UserError(
+                f"{where} says that its images are stored at {stored!r}: that is no height, width, channels."
+            )
+        stored = (stored[0], stored[1], stored[2])
+    if not isinstance(splits, dict) or not all(isinstance(value, str) for value in splits.values()):
+        raise UserError(f"{where} has fingerprints of its data that are not texts by the name of a split.")
+    check_recipe(recipe, stored, arch, where)
+    return About(names, recipe, stored, splits)
+
+
+def check_recipe(recipe: Recipe, stored: Size | None, arch: Arch, where: str) -> None:
+    """Refuse a recipe that does not make a network's input of images stored at this size (None: photographs).
+
+    Raises:
+        UserError: a value of the recipe is impossible, or its images do not fit the network.
+    """
     try:
-        fields = json.loads(metadata["preprocess"])
-    except ValueError as error:
-        raise UserError(f"{where} has a preprocessing that is not valid JSON: {error}.") from error
-    return from_dict(fields, Preprocess, where)
+        recipe.check()
+        side = recipe.preprocess.photo_side(arch)
+        arch.check_input(*recipe.preprocess.input_size(stored or (side, side, arch.image[2]), arch))
+    except UserError as error:
+        raise UserError(f"The recipe {recipe.name!r} does not go with {where}: {error}") from error
 
 
-def _check_names(names: Sequence[str], arch: Arch, where: str) -> tuple[str, ...]:
+def _field(metadata: Mapping[str, str], name: str, where: str) -> Any:
+    """A field of the metadata, out of JSON.
+
+    Raises:
+        UserError: it is not there, or no JSON.
+    """
+    what = {"arch": "an architecture", "preprocess": "a preprocessing"}.get(name, name.replace("_", " "))
+    if name not in metadata:
+        raise UserError(f"{where} is damaged: it has no {what}.")
+    try:
+        return json.loads(metadata[name])
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} has {what} that is not valid JSON: {error}.") from error
+
+
+def check_names(names: Sequence[str], arch: Arch, where: str) -> tuple[str, ...]:
+    """Class names, one for each class.
+
+    Raises:
+        UserError: there are more or fewer.
+    """
     if len(names) != arch.classes:
         raise UserError(f"{where} names {len(names)} classes of a network that has {arch.classes}.")
     return tuple(names)

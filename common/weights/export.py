@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from common.arch.spec import Arch
-from common.data.spec import DATASETS
+from common.arch.spec import Arch, Size
 from common.errors import UserError, lookup
 from common.recipes.spec import Recipe
 from common.system import package_versions
-from common.weights.network import Network
+from common.weights.network import Network, image_of
 
 Predict = Callable[[np.ndarray], np.ndarray]  # images float32 (N, ...), normalised, in the file's layout -> logits
 
@@ -56,7 +55,7 @@ def note(source: Network, kind: str, layout: str, opset: int | None) -> dict[str
         "opset": opset,
         "input": {"name": INPUT, "dtype": "float32", "layout": layout, "shape": ["batch", *shape]},
         "output": {"name": OUTPUT, "dtype": "float32", "shape": ["batch", source.arch.classes]},
-        "preprocess": preprocess_steps(source.known, source.arch) if source.known else None,
+        "preprocess": preprocess_steps(source.known, source.arch, source.image) if source.known else None,
         "class_names": list(source.class_names) or None,
         "arch": source.arch.name,
         "source": str(source.path),
@@ -64,10 +63,10 @@ def note(source: Network, kind: str, layout: str, opset: int | None) -> dict[str
     }
 
 
-def preprocess_steps(recipe: Recipe, arch: Arch) -> list[dict[str, Any]]:
-    """What evaluation does to a stored uint8 image (height, width, channels), in order."""
+def preprocess_steps(recipe: Recipe, arch: Arch, image: Size | None = None) -> list[dict[str, Any]]:
+    """What evaluation does to a stored uint8 image (height, width, channels), in order; `image` as of `Network`."""
     spec, steps = recipe.preprocess, list[dict[str, Any]]()
-    if recipe.dataset not in DATASETS or DATASETS[recipe.dataset].image is None:
+    if not (image or image_of(recipe)):
         side = spec.photo_side(arch)
         steps.append({"step": "resize", "shorter_side": side, "mode": "bilinear", "antialias": True})
         steps.append({"step": "center_crop", "size": [side, side]})

@@ -98,7 +98,7 @@ class AlexNet(nn.Module):
 
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Images (N, H, W, C), normalised -> logits (N, classes)."""
-        self.arch.check_input(x.shape[1], x.shape[2], x.shape[3])
+        self.arch.check_input(x.shape, "NHWC")
         activation = ACTIVATIONS[self.arch.activation]
         x = self.conv1(x, train=train)
         x = self.conv2(x, train=train)
@@ -143,7 +143,7 @@ class LeNet(nn.Module):
 
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Images (N, H, W, C), normalised -> logits (N, classes)."""
-        self.arch.check_input(x.shape[1], x.shape[2], x.shape[3])
+        self.arch.check_input(x.shape, "NHWC")
         activation = ACTIVATIONS[self.arch.activation]
         x = self.conv1(x, train=train)
         x = self.conv2(x, train=train)

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import wrap
 
 
 class LocalResponseNorm(nn.LocalResponseNorm):
@@ -20,12 +21,18 @@ class LocalResponseNorm(nn.LocalResponseNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> the same, in its dtype."""
-        wide, kind = x.to(torch.promote_types(x.dtype, torch.float32)), x.device.type
-        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
-            last = wide.permute(0, 2, 3, 1)
-            squares = F.pad(last.square().flatten(1, 2), (self.size // 2, (self.size - 1) // 2))
-            means = F.avg_pool1d(squares, self.size, stride=1).view(last.shape)
-            return (last / (self.k + self.alpha * means) ** self.beta).permute(0, 3, 1, 2).to(x.dtype)
+        return local_response_norm(x, self.size, self.alpha, self.beta, self.k)
+
+
+@wrap  # torch.fx records the call, and does not look inside, where shapes and dtypes decide
+def local_response_norm(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+    """See `LocalResponseNorm`."""
+    wide, kind = x.to(torch.promote_types(x.dtype, torch.float32)), x.device.type
+    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+        last = wide.permute(0, 2, 3, 1)
+        squares = F.pad(last.square().flatten(1, 2), (size // 2, (size - 1) // 2))
+        means = F.avg_pool1d(squares, size, stride=1).view(last.shape)
+        return (last / (k + alpha * means) ** beta).permute(0, 3, 1, 2).to(x.dtype)
 
 
 class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
@@ -34,15 +41,20 @@ class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
     output_size: int
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, bins, bins). Bin i of n pixels covers floor(i * n / bins) up to, not including,
-        ceil((i + 1) * n / bins)."""
-        bins = self.output_size
-        for axis in (2, 3):
-            pixels = x.shape[axis]
-            if pixels != bins:
-                edges = [(i * pixels // bins, -(-(i + 1) * pixels // bins)) for i in range(bins)]
-                x = torch.cat([x.narrow(axis, i, j - i).mean(axis, keepdim=True) for i, j in edges], axis)
-        return x
+        """(N, C, H, W) -> (N, C, bins, bins)."""
+        return adaptive_avg_pool(x, self.output_size)
+
+
+@wrap
+def adaptive_avg_pool(x: Tensor, bins: int) -> Tensor:
+    """(N, C, H, W) -> (N, C, bins, bins). Bin i of n pixels covers floor(i * n / bins) up to, not including,
+    ceil((i + 1) * n / bins)."""
+    for axis in (2, 3):
+        pixels = x.shape[axis]
+        if pixels != bins:
+            edges = [(i * pixels // bins, -(-(i + 1) * pixels // bins)) for i in range(bins)]
+            x = torch.cat([x.narrow(axis, i, j - i).mean(axis, keepdim=True) for i, j in edges], axis)
+    return x
 
 
 def synchronise_norms(model: nn.Module) -> None:

@@ -81,7 +81,7 @@ class AlexNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W), normalised -> logits (N, classes)."""
-        self.arch.check_input(x.shape[2], x.shape[3], x.shape[1])
+        self.arch.check_input(x.shape, "NCHW")
         x = self.conv1(x)
         x = self.conv2(x)
         x = self.conv3(x)
@@ -123,7 +123,7 @@ class LeNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W), normalised -> logits (N, classes)."""
-        self.arch.check_input(x.shape[2], x.shape[3], x.shape[1])
+        self.arch.check_input(x.shape, "NCHW")
         x = self.conv1(x)
         x = self.conv2(x)
         x = self.pool(x)

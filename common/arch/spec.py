@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from common.errors import UserError
 
@@ -58,6 +58,7 @@ class BatchNorm:
     eps: float = 1e-5
 
 
+ACTIVATION = Literal["relu", "tanh", "sigmoid"]
 After = MaxPool | AvgPool | LocalResponseNorm
 
 
@@ -126,7 +127,7 @@ class Arch:
     convs: tuple[ConvSpec, ...]
     dense: tuple[DenseSpec, ...]
     adaptive_pool: int | None = None
-    activation: Literal["relu", "tanh", "sigmoid"] = "relu"
+    activation: ACTIVATION = "relu"
 
     def __post_init__(self) -> None:
         self._check_fields()
@@ -135,12 +136,17 @@ class Arch:
     def _check_fields(self) -> None:
         if not self.convs or not self.dense:
             raise UserError(f"{self.name}: it needs at least one convolution and one dense layer.")
-        windows = [(name, window) for name, spec in self.named_convs() for window in (spec, *spec.after)]
-        counts = [(f"{name}'s {key}", value) for name, window in windows for key, value in _counts(window).items()]
-        counts += [(f"{name}'s features", dense.features) for name, dense in self.named_dense()]
-        for name, value in [*zip(("height", "width", "channels"), self.image, strict=True), *counts]:
-            if value < 1:
-                raise UserError(f"{self.name}: {name} is {value}; it must be at least 1.")
+        lists = [("image", self.image), ("convs", self.convs), ("dense", self.dense)]
+        lists += [(f"{name}'s after", spec.after) for name, spec in self.named_convs()]
+        for name, value in lists:
+            if not isinstance(value, tuple):  # JAX compiles for a network by its hash, which a list has not
+                raise UserError(f"{self.name}: {name} is a {type(value).__name__}; it must be a tuple.")
+        if len(self.image) != 3:
+            raise UserError(f"{self.name}: image is {self.image}; it must be height, width and channels.")
+        if self.activation not in get_args(ACTIVATION):
+            known = ", ".join(get_args(ACTIVATION))
+            raise UserError(f"{self.name}: activation is {self.activation!r}; it must be one of {known}.")
+        self._check_numbers()
         channels = self.image[2]
         for name, spec in self.named_convs():
             if channels % spec.groups or spec.features % spec.groups:
@@ -152,6 +158,30 @@ class Arch:
         for name, dense in self.named_dense():
             if not 0 <= dense.dropout < 1:
                 raise UserError(f"{self.name}: the dropout before {name} is {dense.dropout}, not in [0, 1).")
+
+    def _check_numbers(self) -> None:
+        """Whole numbers from 1 on, and paddings and batch norms that both frameworks take."""
+        windows = [(name, window) for name, spec in self.named_convs() for window in (spec, *spec.after)]
+        counts = [(f"{name}'s {key}", value) for name, window in windows for key, value in _counts(window).items()]
+        counts += [(f"{name}'s features", dense.features) for name, dense in self.named_dense()]
+        counts += [("adaptive_pool", self.adaptive_pool)] if self.adaptive_pool is not None else []
+        for name, value in [*zip(("height", "width", "channels"), self.image, strict=True), *counts]:
+            _check_count(self.name, name, value, 1)
+        for name, window in windows:
+            if isinstance(window, LocalResponseNorm):
+                continue
+            _check_count(self.name, f"{name}'s padding", window.padding, 0)
+            if isinstance(window, MaxPool) and window.padding > window.size // 2:  # PyTorch's rule
+                raise UserError(
+                    f"{self.name}: the padding of {name}'s pool is {window.padding}; it must be at most half of its "
+                    f"size, which is {window.size}."
+                )
+        for name, spec in self.named_convs():
+            if spec.norm and not (spec.norm.eps > 0 and 0 <= spec.norm.momentum <= 1):
+                raise UserError(
+                    f"{self.name}: {name}'s norm has eps {spec.norm.eps} and momentum {spec.norm.momentum}; "
+                    f"they must be above 0 and in [0, 1]."
+                )
 
     def named_convs(self) -> Iterator[tuple[str, ConvSpec]]:
         """Yield ("conv1", spec), ("conv2", spec), ..."""
@@ -244,7 +274,7 @@ class Arch:
             side = max((side - 1) * spec.stride + spec.kernel - 2 * spec.padding, 1)
         return side
 
-    def check_input(self, height: int, width: int, channels: int) -> None:
+    def check_size(self, height: int, width: int, channels: int) -> None:
         """Refuse an input that the network cannot take, before a framework's own shape error does.
 
         Raises:
@@ -260,6 +290,25 @@ class Arch:
                 f"{self.name}: the input is {height}x{width} and there is no adaptive pool: "
                 f"the network takes {self.image[0]}x{self.image[1]} only. Use arch.adapt(height=..., width=...)."
             )
+
+    def check_input(self, shape: Any, layout: Literal["NCHW", "NHWC"]) -> None:
+        """As `check_size`, for a framework's batch of images.
+
+        Raises:
+            UserError: and for a shape that has not a batch axis before the others; says which shape is taken.
+        """
+        if not isinstance(shape, tuple):  # torch.fx records a network with stand-ins, which have no shape
+            return
+        height, width, channels = self.image
+        sizes = {"N": "N", "C": str(channels), "H": str(height), "W": str(width)}
+        taken = f"it takes images as ({', '.join(sizes[axis] for axis in layout)}), {layout}"
+        if len(shape) != len(layout):
+            lacking = ": one image is a batch of 1, its first axis" if len(shape) == len(layout) - 1 else ""
+            raise UserError(f"{self.name}: the input has the shape {tuple(shape)}, and {taken}{lacking}.")
+        named = dict(zip(layout, shape, strict=True))
+        if named["C"] != channels:
+            raise UserError(f"{self.name}: the input has {named['C']} channels, the network takes {channels}: {taken}.")
+        self.check_size(named["H"], named["W"], named["C"])
 
     def adapt(
         self,
@@ -286,6 +335,14 @@ class Arch:
                 old_channels if channels is None else channels,
             ),
             dense=(*self.dense[:-1], last),
+        )
+
+
+def _check_count(arch: str, name: str, value: int, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UserError(
+            f"{arch}: {name} is {value!r}; it must be {'a whole number, ' * (not isinstance(value, int))}"
+            f"at least {least}."
         )
 
 

@@ -321,4 +321,11 @@ class Recipe:
         """
         arch = get_arch(self.arch)
         height, width, channels = self.preprocess.input_size(stored, arch)
-        return arch.adapt(height=height, width=width, channels=channels, classes=classes)
+        arch = arch.adapt(height=height, width=width, channels=channels, classes=classes)
+        single = [layer.name for layer in arch.layers() if layer.kind == "batch_norm" and layer.output[:2] == (1, 1)]
+        if single and self.micro_batch == 1:  # PyTorch refuses it, and in Flax everything becomes 0
+            raise UserError(
+                f"{arch.name}: {single[0]} has one value a channel to normalise, with batches of 1 (batch_size "
+                f"{self.batch_size}, accumulate {self.accumulate}): take more examples, or larger images."
+            )
+        return arch

@@ -484,7 +484,7 @@ def check_recipe(recipe: Recipe, stored: Size | None, arch: Arch, where: str) ->
     try:
         recipe.check()
         side = recipe.preprocess.photo_side(arch)
-        arch.check_input(*recipe.preprocess.input_size(stored or (side, side, arch.image[2]), arch))
+        arch.check_size(*recipe.preprocess.input_size(stored or (side, side, arch.image[2]), arch))
     except UserError as error:
         raise UserError(f"The recipe {recipe.name!r} does not go with {where}: {error}") from error
 

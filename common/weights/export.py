@@ -183,6 +183,8 @@ def check_onnx(proto: Any, opset: int) -> bytes:
             f"--opset {opset} lacks operators of this network, which the exporter wrote in opset {written}. "
             f"Take {written} or leave --opset out."
         )
+    # What each exporter writes is its newest; the runtimes of this operator set open files up to that of its time.
+    proto.ir_version = onnx.helper.find_min_ir_version_for(proto.opset_import, ignore_unknown=True)
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

@@ -16,7 +16,7 @@ SPREAD := -n logical --maxprocesses 4 --dist worksteal
 LOCK := pyproject.toml requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help train-torch train-flax evaluate-torch evaluate-flax predict predict-torch predict-flax export-torch export-flax summary weights data test test-full test-gpu parity bench bench-gpu gpu-pack gpu-run growth ablation mutants mutate study compare soak fuzz lint lock clean
+.PHONY: help train-torch train-flax evaluate-torch evaluate-flax predict predict-torch predict-flax features features-torch features-flax export-torch export-flax summary weights data test test-full test-gpu parity bench bench-gpu gpu-pack gpu-run growth ablation mutants mutate study compare soak fuzz lint lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list every target
@@ -41,6 +41,14 @@ predict-torch: .venv/.torch
 
 predict-flax: .venv/.flax
 	$(BIN)/python -m flax_impl.predict "$(IMAGE)" $(if $(RUN),--run "$(RUN)") $(ARGS)
+
+features: features-$(FRAMEWORK)  ## write what LAYER (default: fc7) of RUN makes of the test split, or of IMAGE (a file or a folder), to a .npz, in FRAMEWORK
+
+features-torch: .venv/.torch
+	$(BIN)/python -m torch_impl.features "$(RUN)" $(if $(IMAGE),"$(IMAGE)") $(if $(LAYER),--layer $(LAYER)) $(ARGS)
+
+features-flax: .venv/.flax
+	$(BIN)/python -m flax_impl.features "$(RUN)" $(if $(IMAGE),"$(IMAGE)") $(if $(LAYER),--layer $(LAYER)) $(ARGS)
 
 export-torch: .venv/.export  ## write RUN (a run folder, checkpoint or .safetensors) to TO=FILE.pt2, .onnx or .pt (TorchScript)
 	$(BIN)/python -m torch_impl.export $(RUN) $(TO) $(ARGS)

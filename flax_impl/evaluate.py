@@ -47,6 +47,19 @@ def ten_crop(images: Array, side: int, pad: int = 0) -> Array:
     return jnp.stack(crops)
 
 
+def logits(model: AlexNet | LeNet, variables: Any, inputs: Inputs, recipe: Recipe) -> Array:
+    """A batch's logits (N, classes) in evaluation, on the device in the parameters' dtype.
+
+    Args:
+        model, variables: the network.
+        inputs: of a batch of evaluation, with central crops.
+        recipe: gives preprocessing and precision.
+    """
+    dtype = jnp.dtype(recipe.param_dtype)
+    x = preprocess(inputs.images, inputs.draws, recipe.preprocess, dtype)
+    return cast(Array, model.apply(variables, x, train=False)).astype(dtype)
+
+
 @partial(jax.jit, static_argnames=("model", "recipe", "ten"))
 def log_probabilities(
     model: AlexNet | LeNet, variables: Any, inputs: Inputs, recipe: Recipe, *, ten: bool = False
@@ -54,24 +67,15 @@ def log_probabilities(
     """Log-softmax of a batch's logits (N, classes), on the device in the parameters' dtype.
 
     Args:
-        model, variables: the network.
-        inputs: of a batch of evaluation, with central crops.
-        recipe: gives preprocessing and precision.
+        model, variables, inputs, recipe: see `logits`.
         ten: average the probabilities of `ten_crop`'s crops instead, from the recipe's crop and padding.
     """
-    images, _, draws, _ = inputs
-    spec, dtype = recipe.preprocess, jnp.dtype(recipe.param_dtype)
-
-    def forward(view: Array, draws: dict[str, Array]) -> Array:
-        x = preprocess(view, draws, spec, dtype)
-        logits = cast(Array, model.apply(variables, x, train=False))
-        return jax.nn.log_softmax(logits.astype(dtype), 1)
-
     if not ten:
-        return forward(images, draws)
-    assert spec.crop
-    crops = ten_crop(images, spec.crop, spec.pad)
-    return jax.nn.logsumexp(jax.lax.map(lambda view: forward(view, {}), crops), 0) - log(len(crops))
+        return jax.nn.log_softmax(logits(model, variables, inputs, recipe), 1)
+    assert recipe.preprocess.crop
+    crops = ten_crop(inputs.images, recipe.preprocess.crop, recipe.preprocess.pad)
+    views = jax.lax.map(lambda view: logits(model, variables, inputs._replace(images=view, draws={}), recipe), crops)
+    return jax.nn.logsumexp(jax.nn.log_softmax(views, 2), 0) - log(len(crops))
 
 
 @partial(jax.jit, static_argnames=("model", "recipe", "ten"))

@@ -48,12 +48,16 @@ class ConvBlock(nn.Module):
 
     def __call__(self, x: Array, *, train: bool) -> Array:
         """(N, H, W, C) -> (N, H', W', features)."""
-        x = self.conv(x)
-        x = self.norm(x, use_running_average=not train) if self.spec.norm else x
-        x = ACTIVATIONS[self.activation](x)
+        x = self.maps(x, train=train)
         for step in self.spec.after:
             x = _after(step, x)
         return x
+
+    def maps(self, x: Array, *, train: bool) -> Array:
+        """What enters the pools and local response norms: (N, H, W, C) -> (N, H'', W'', features)."""
+        x = self.conv(x)
+        x = self.norm(x, use_running_average=not train) if self.spec.norm else x
+        return ACTIVATIONS[self.activation](x)
 
 
 def _after(step: After, x: Array) -> Array:

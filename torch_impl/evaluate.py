@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import log
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -44,31 +45,35 @@ def ten_crop(images: Tensor, side: int, pad: int = 0) -> Tensor:
     return torch.stack(crops)
 
 
-@torch.no_grad()
-def log_probabilities(model: AlexNet | LeNet, inputs: Inputs, recipe: Recipe, *, ten: bool = False) -> Tensor:
-    """Log-softmax of a batch's logits (N, classes), on the device in the parameters' dtype.
+def logits(model: AlexNet | LeNet, inputs: Inputs, recipe: Recipe) -> Tensor:
+    """A batch's logits (N, classes) in evaluation, on the device in the parameters' dtype.
 
     Args:
         model: in any mode; it is left in evaluation.
         inputs: of a batch of evaluation, with central crops.
         recipe: gives preprocessing and precision.
+    """
+    dtype = next(model.parameters()).dtype
+    model.eval()
+    x = preprocess(inputs.images, inputs.draws, recipe.preprocess, dtype)
+    with compute_in(recipe.precision, x.device):
+        return cast(Tensor, model(x)).to(dtype)
+
+
+@torch.no_grad()
+def log_probabilities(model: AlexNet | LeNet, inputs: Inputs, recipe: Recipe, *, ten: bool = False) -> Tensor:
+    """Log-softmax of a batch's logits (N, classes), on the device in the parameters' dtype.
+
+    Args:
+        model, inputs, recipe: see `logits`.
         ten: average the probabilities of `ten_crop`'s crops instead, from the recipe's crop and padding.
     """
-    images, _, draws, _ = inputs
-    spec, dtype = recipe.preprocess, next(model.parameters()).dtype
-    model.eval()
-
-    def forward(view: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        x = preprocess(view, draws, spec, dtype)
-        with compute_in(recipe.precision, x.device):
-            logits = model(x)
-        return F.log_softmax(logits.to(dtype), 1)
-
     if not ten:
-        return forward(images, draws)
-    assert spec.crop
-    crops = ten_crop(images, spec.crop, spec.pad)
-    return torch.stack([forward(view, {}) for view in crops]).logsumexp(0) - log(len(crops))
+        return F.log_softmax(logits(model, inputs, recipe), 1)
+    assert recipe.preprocess.crop
+    crops = ten_crop(inputs.images, recipe.preprocess.crop, recipe.preprocess.pad)
+    views = [logits(model, inputs._replace(images=view, draws={}), recipe) for view in crops]
+    return F.log_softmax(torch.stack(views), 2).logsumexp(0) - log(len(crops))
 
 
 def eval_step(model: AlexNet | LeNet, inputs: Inputs, recipe: Recipe, *, ten: bool = False) -> dict[str, Tensor]:

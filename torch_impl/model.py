@@ -36,10 +36,14 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, features, H', W')."""
+        x = self.maps(x)
+        return cast(Tensor, self.after(x))
+
+    def maps(self, x: Tensor) -> Tensor:
+        """What enters the pools and local response norms: (N, C, H, W) -> (N, features, H'', W'')."""
         x = self.conv(x)
         x = self.norm(x)
-        x = self.activation(x)
-        return cast(Tensor, self.after(x))
+        return self.activation(x)
 
 
 def _after(step: After) -> nn.Module:

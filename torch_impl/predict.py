@@ -9,11 +9,12 @@ from common.data.batch import Batch
 from common.reports.predictions import Predictor
 from common.weights.network import Network
 from torch_impl.evaluate import class_names, log_probabilities, open_network
+from torch_impl.features import grad_cam
 from torch_impl.feed import to_device
 
 
 def predictor(network: Network, device: str) -> Predictor:
-    """Load a trained network as a function from a batch to probabilities (n, classes) on the host.
+    """Load a trained network as functions of a batch on the host.
 
     Raises:
         UserError: its file cannot be had or read, or does not fit.
@@ -21,10 +22,14 @@ def predictor(network: Network, device: str) -> Predictor:
     model = open_network(network, device)
     place = next(model.parameters()).device
 
-    def predict(batch: Batch) -> np.ndarray:
+    def probabilities(batch: Batch) -> np.ndarray:
         return log_probabilities(model, to_device(batch, place), network.recipe).exp().numpy(force=True)
 
-    return predict
+    def heat(batch: Batch) -> np.ndarray:
+        inputs = to_device(batch, place)
+        return grad_cam(model, inputs, network.recipe, inputs.labels).numpy(force=True)
+
+    return Predictor(probabilities, heat)
 
 
 if __name__ == "__main__":

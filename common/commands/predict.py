@@ -29,6 +29,7 @@ class _PredictCommand:
         recipe: of the training of a .safetensors file that does not say how images become its input.
         classes: class names of a .safetensors file in label order: a list with commas between, or a file of lines.
         top: how many classes to name.
+        grad_cam: show where in the image the network sees what speaks for its first guess, and leave the maps.
         out: folder for the pictures.
         device: to compute on.
     """
@@ -40,6 +41,7 @@ class _PredictCommand:
     recipe: str | None = None
     classes: str | None = None
     top: int = 5
+    grad_cam: bool = False
     out: Path = Path("predictions")
     device: Device = "auto"
 
@@ -67,6 +69,6 @@ def run_predict(
         else:
             network = pretrained(names())
         ready = open_network(network, command.device)
-        predictions.predict_place(command.image, network, ready, command.top, command.out)
+        predictions.predict_place(command.image, network, ready, command.top, command.out, grad_cam=command.grad_cam)
 
     guard(run)

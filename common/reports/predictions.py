@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,16 +21,28 @@ from common.data.pipeline import batches
 from common.data.sources import Arrays
 from common.errors import UserError
 from common.reports.figures import save_figure, shorten
-from common.runs.files import write_csv
+from common.runs.files import atomic, write_csv
 from common.weights.network import Network
 
 if TYPE_CHECKING:
     from PIL import Image
 
-Predictor = Callable[[Batch], np.ndarray]
 _CHUNK = 32  # images decoded and predicted at a time
 _BARS = 30  # guesses that a picture has room for
 _THUMBNAIL = 640  # pixels at the longer side, in the picture
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained network: functions of a batch on the host.
+
+    Attributes:
+        probabilities: float (n, classes).
+        grad_cam: float (n, height, width), where each image shows what speaks for the class that is its label.
+    """
+
+    probabilities: Callable[[Batch], np.ndarray]
+    grad_cam: Callable[[Batch], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -42,12 +54,14 @@ class Prediction:
         image: for the picture, not larger than it needs.
         seen: share of the shorter side that the network sees, a square around the middle.
         guesses: class names and probabilities, the most probable first.
+        heat: Grad-CAM's map of the first guess of what the network sees, float (height, width), where asked for.
     """
 
     name: str
     image: Image.Image
     seen: float
     guesses: tuple[tuple[str, float], ...]
+    heat: np.ndarray | None = None
 
 
 def find_images(place: str) -> tuple[Path, list[Path], str]:
@@ -100,21 +114,17 @@ def to_batch(pixels: Sequence[np.ndarray], network: Network) -> Batch:
     return batch
 
 
-def predictions(
-    predict: Predictor, network: Network, root: Path, files: Sequence[Path], top: int, failed: list[str]
-) -> Iterator[Prediction]:
-    """Predict every file that can be read.
+def read_images(
+    network: Network, root: Path, files: Sequence[Path], failed: list[str]
+) -> Iterator[tuple[list[str], list[Image.Image], Batch]]:
+    """Every file that can be read, some at a time: names, images for a picture, and a batch for the network.
 
     Args:
-        predict: gives the probabilities (n, classes) of a batch.
-        network: that it is of.
+        network: that is to see them.
         root: names are told from here.
         files: below it.
-        top: how many guesses, at most one a class.
         failed: takes a sentence for each file that cannot be read.
     """
-    side = network.stored[0]
-    seen = min(1.0, (network.recipe.preprocess.crop or side) / side)
     for start in range(0, len(files), _CHUNK):
         names, images, pixels = [], [], []
         for file in files[start : start + _CHUNK]:
@@ -130,15 +140,41 @@ def predictions(
             image.thumbnail((_THUMBNAIL, _THUMBNAIL))
             names.append(str(file.relative_to(root)))
             images.append(image)
-        if not pixels:
-            continue
-        for name, image, row in zip(names, images, predict(to_batch(pixels, network)), strict=True):
-            order = np.argsort(-row, kind="stable")[:top]
+        if pixels:
+            yield names, images, to_batch(pixels, network)
+
+
+def predictions(
+    predict: Predictor,
+    network: Network,
+    root: Path,
+    files: Sequence[Path],
+    top: int,
+    failed: list[str],
+    *,
+    grad_cam: bool = False,
+) -> Iterator[Prediction]:
+    """Predict every file that can be read.
+
+    Args:
+        predict: the network, loaded.
+        network: what it is.
+        root, files, failed: see `read_images`.
+        top: how many guesses, at most one a class.
+        grad_cam: show what speaks for the first guess.
+    """
+    side = network.stored[0]
+    seen = min(1.0, (network.recipe.preprocess.crop or side) / side)
+    for names, images, batch in read_images(network, root, files, failed):
+        rows = predict.probabilities(batch)
+        best = np.argsort(-rows, 1, kind="stable")[:, :top]
+        heats = predict.grad_cam(replace(batch, labels=best[:, 0].astype(np.int32))) if grad_cam else [None] * len(rows)
+        for name, image, row, order, heat in zip(names, images, rows, best, heats, strict=True):
             guesses = tuple((network.names[label], float(row[label])) for label in order)
-            yield Prediction(name, image, seen, guesses)
+            yield Prediction(name, image, seen, guesses, heat)
 
 
-def predict_place(place: str, network: Network, predict: Predictor, top: int, out: Path) -> None:
+def predict_place(place: str, network: Network, predict: Predictor, top: int, out: Path, *, grad_cam: bool) -> None:
     """Print and draw what a network makes of an image, or of the images of a folder.
 
     Raises:
@@ -148,20 +184,25 @@ def predict_place(place: str, network: Network, predict: Predictor, top: int, ou
     failed: list[str] = []
     done: list[Prediction] = []
     try:
-        for prediction in predictions(predict, network, root, files, top, failed):
+        for prediction in predictions(predict, network, root, files, top, failed, grad_cam=grad_cam):
             picture = out / f"{prediction.name}.png"
             picture.parent.mkdir(parents=True, exist_ok=True)
             draw(picture, prediction, network.title)
             done.append(replace(prediction, image=None))  # type: ignore[arg-type]
+        written = [f"{done[0].name}.png" if len(files) == 1 else f"{len(done)} pictures"] if done else []
         if Path(place).expanduser().is_dir() and done:
+            written.append(PREDICTIONS)
             write_predictions(out / PREDICTIONS, done)
+        if grad_cam and done:
+            written.append("grad_cam.npz")
+            write_grad_cam(out / written[-1], done)
     except OSError as error:
         raise UserError(f"Cannot write to {out}: {error.strerror or error}.") from error
     show(done, network.title, as_table=len(files) > 1)
     if passed:
         print(passed, file=sys.stderr)
     if done:
-        print(f"{out}: {f'{done[0].name}.png' if len(files) == 1 else f'{len(done)} pictures, predictions.csv'}")
+        print(f"{out}: {', '.join(written)}")
     if len(files) == 1 and failed:
         raise UserError(failed[0])
     for text in failed:
@@ -203,16 +244,30 @@ def write_predictions(path: Path, done: Sequence[Prediction]) -> None:
     write_csv(path, [("image", "rank", "probability", "class"), *rows])
 
 
+def write_grad_cam(path: Path, done: Sequence[Prediction]) -> None:
+    """Write a .npz: `files` (n,), `classes` (n,), each image's first guess, and `maps` (n, height, width).
+
+    `np.load(path)` opens it without pickle.
+    """
+    files, classes = np.array([each.name for each in done]), np.array([each.guesses[0][0] for each in done])
+    with atomic(path) as part, part.open("wb") as file:
+        np.savez(file, files=files, classes=classes, maps=np.stack([np.asarray(each.heat) for each in done]))
+
+
 def draw(path: Path, prediction: Prediction, title: str) -> None:
-    """Draw the image, a frame around what the network sees of it, and its guesses (at most 30) as bars."""
+    """Draw the image, a frame around what the network sees of it, and its guesses (at most 30) as bars.
+
+    Between them, where there is one, Grad-CAM's map of the first guess over what the network sees.
+    """
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     image, guesses = prediction.image, prediction.guesses[:_BARS]
     names, shares = [shorten(name, 30) for name, _ in guesses], [share for _, share in guesses]
     places = range(len(guesses))
-    figure = Figure(figsize=(10, max(4, 0.32 * len(guesses) + 1.5)), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    panels = 2 if prediction.heat is None else 3
+    figure = Figure(figsize=(5 * panels, max(4, 0.32 * len(guesses) + 1.5)), layout="constrained")
+    left, *middle, right = figure.subplots(1, panels)
     left.imshow(np.asarray(image), cmap="gray", vmin=0, vmax=255)
     left.set_axis_off()
     left.set_title(shorten(prediction.name, 40), parse_math=False, fontsize=10)
@@ -220,6 +275,8 @@ def draw(path: Path, prediction: Prediction, title: str) -> None:
     corner = ((image.width - side - 1) / 2, (image.height - side - 1) / 2)
     left.add_patch(Rectangle(corner, side, side, fill=False, edgecolor="white", linewidth=2.5, clip_on=False))
     left.add_patch(Rectangle(corner, side, side, fill=False, edgecolor="black", linewidth=1, clip_on=False))
+    for panel in middle:
+        _draw_heat(panel, image, prediction)
     bars = right.barh(places, shares, color="#3b6fb6")
     right.bar_label(bars, [f"{share:.4f}" for share in shares], padding=4)
     right.set_yticks(places, names, parse_math=False)
@@ -228,3 +285,20 @@ def draw(path: Path, prediction: Prediction, title: str) -> None:
     right.set_title(f"by {title[-46:] if len(title) > 46 else title}", parse_math=False, fontsize=9, color="#555555")
     right.spines[["top", "right"]].set_visible(False)
     save_figure(figure, path, 120)
+
+
+def _draw_heat(panel: Any, image: Image.Image, prediction: Prediction) -> None:
+    """The square that the network sees, in grey, and Grad-CAM's map over it."""
+    assert prediction.heat is not None
+    side = prediction.seen * min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    square = image.convert("L").crop((round(left), round(top), round(left + side), round(top + side)))
+    extent = (0, 1, 1, 0)
+    panel.imshow(np.asarray(square), cmap="gray", vmin=0, vmax=255, extent=extent)
+    heat = panel.imshow(
+        prediction.heat, cmap="inferno", vmin=0, alpha=0.6, extent=extent, interpolation="bilinear", aspect="equal"
+    )
+    panel.figure.colorbar(heat, ax=panel, shrink=0.7, label="Grad-CAM")
+    panel.set_axis_off()
+    name = shorten(prediction.guesses[0][0], 24)
+    panel.set_title(f"what speaks for {name}", parse_math=False, fontsize=10)

@@ -250,7 +250,7 @@ class TestAgainstTorchvision:
         assert network.class_names == tuple(AlexNet_Weights.IMAGENET1K_V1.meta["categories"])
         batch = imagenet_batch(photographs())
         for predictor in (torch_impl.predict.predictor, flax_impl.predict.predictor):
-            ours = predictor(network, "cpu")(batch)
+            ours = predictor(network, "cpu").probabilities(batch)
             np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-6)
             with pytest.raises(AssertionError):
                 np.testing.assert_allclose(ours[::-1], theirs, rtol=1e-3, atol=1e-6)

@@ -271,13 +271,13 @@ def test_both_frameworks_agree(images: Path, tmp_path: Path) -> None:
     network = networks.result_at(run.path, "torch", "predict")
     assert network == networks.result_at(run.path, "flax", "predict")
     batch = predictions.to_batch([predictions.to_pixels(open_image(file), network) for file in files], network)
-    ours, theirs = (PREDICT[framework].predictor(network, "cpu")(batch) for framework in FRAMEWORKS)
+    ours, theirs = (PREDICT[framework].predictor(network, "cpu").probabilities(batch) for framework in FRAMEWORKS)
     assert ours.shape == (4, 3)
     assert ours.std(0).max() > 1e-3, "too even to tell anything"
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
     batch.images[:] = batch.images[::-1].copy()
     with pytest.raises(AssertionError):
-        np.testing.assert_allclose(ours, PREDICT["flax"].predictor(network, "cpu")(batch), atol=1e-5)
+        np.testing.assert_allclose(ours, PREDICT["flax"].predictor(network, "cpu").probabilities(batch), atol=1e-5)
 
 
 @both

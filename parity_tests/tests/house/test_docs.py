@@ -369,7 +369,7 @@ def is_real_path(span: str) -> bool:
 def is_real_module(span: str) -> bool:
     """The same of a module or what is in one; `train.update` is in one framework's package, or in both."""
     first, *rest = span.split(".")
-    if not re.fullmatch(r"\w+(\.\w+)+", span) or rest[-1] in ("py", "json", "safetensors", "onnx"):
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", span) or rest[-1] in ("py", "json", "safetensors", "onnx"):
         return True
     if first in ROOMS:
         return is_defined(ROOT, span)

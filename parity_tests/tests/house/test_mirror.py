@@ -169,7 +169,12 @@ def test_models_define_the_same_layers_in_the_same_order(model: str) -> None:
 def test_models_call_the_same_layers_in_the_same_order(model: str) -> None:
     in_torch = calls(parse("torch_impl", "model"), model, "forward")
     assert in_torch == calls(parse("flax_impl", "model"), model, "__call__")
-    assert len(in_torch) == {"ConvBlock": 4, "AlexNet": 16, "LeNet": 10}[model]
+    assert len(in_torch) == {"ConvBlock": 2, "AlexNet": 16, "LeNet": 10}[model]
+
+
+def test_blocks_make_their_maps_alike() -> None:
+    in_torch, in_flax = (calls(parse(f"{name}_impl", "model"), "ConvBlock", "maps") for name in ("torch", "flax"))
+    assert in_torch == in_flax == ["conv", "norm", "activation"]
 
 
 @pytest.mark.parametrize(

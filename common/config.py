@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import cattrs
 
@@ -29,6 +29,19 @@ def _exactly(*kinds: type) -> Callable[[Any, Any], Any]:
 
 for _kinds in ((int,), (float, int), (bool,), (str,)):
     _converter.register_structure_hook(_kinds[0], _exactly(*_kinds))
+
+
+def _word_or_numbers(kind: Any) -> bool:
+    """Whether a type is a union of words and a tuple, such as `Literal["equal"] | tuple[float, ...]`."""
+    return get_origin(kind) is Union and {get_origin(part) for part in get_args(kind)} == {Literal, tuple}
+
+
+def _structure_either(value: Any, kind: Any) -> Any:
+    words, numbers = sorted(get_args(kind), key=lambda part: isinstance(get_origin(part), type))
+    return _converter.structure(value, words if isinstance(value, str) else numbers)
+
+
+_converter.register_structure_hook_func(_word_or_numbers, _structure_either)
 
 
 def to_dict(value: Any) -> dict[str, Any]:

@@ -65,7 +65,9 @@ def backward(
     Returns:
         The scaled gradients, the batch statistics, the sum of its losses, and its logits.
     """
-    smooth = optax.smooth_labels(targets, state.recipe.label_smoothing)
+    smoothing, weights = state.recipe.label_smoothing, state.recipe.class_weights
+    smooth = optax.smooth_labels(targets, smoothing)
+    smooth = smooth if weights == "equal" else smooth * jnp.array(weights, x.dtype)
 
     def loss_fn(params: Any) -> tuple[Array, tuple[Any, Array, Array]]:
         variables = {"params": params} | ({"batch_stats": batch_stats} if batch_stats else {})

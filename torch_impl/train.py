@@ -18,7 +18,7 @@ from common.training import loop
 from common.training.engine import AfterStep, Step
 from common.training.options import TrainOptions
 from torch_impl.accumulate import accumulate
-from torch_impl.device import compute_in
+from torch_impl.device import compute_in, constant
 from torch_impl.engine import Engine
 from torch_impl.feed import Inputs
 from torch_impl.optim import clip_gradients
@@ -66,7 +66,9 @@ def backward(state: TrainState, x: Tensor, targets: Tensor, count: int) -> tuple
     """
     with compute_in(state.recipe.precision, x.device):
         logits = state.network(x).to(x.dtype)
-    loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=state.recipe.label_smoothing)
+    smoothing, weights = state.recipe.label_smoothing, state.recipe.class_weights
+    weight = None if weights == "equal" else constant(weights, x.dtype, x.device)
+    loss = F.cross_entropy(logits, targets, weight, reduction="sum", label_smoothing=smoothing)
     # Of gradients, DistributedDataParallel gives the mean over the processes.
     state.scaler.scale(loss * state.world.size / count).backward()
     return loss.detach(), logits.detach()

@@ -69,6 +69,34 @@ class Dataset:
             digest.update(source.files.names + source.files.labels.tobytes())
         return digest.hexdigest()
 
+    def balanced_weights(self) -> tuple[float, ...]:
+        """For each class the examples that it would have if all had equally many, divided by those that it has.
+
+        Raises:
+            UserError: a class has no example, or the labels are not known without reading the examples.
+        """
+        if (labels := self._labels()) is None:
+            raise UserError(
+                f"class_weights is balanced, and the labels of {self.name} are known only where its photographs are "
+                f"read: give the numbers, --class-weights 1.0 2.5 ..., one for each class."
+            )
+        counts = np.bincount(labels, minlength=len(self.class_names))
+        if not counts.all():
+            none = self.class_names[int(counts.argmin())]
+            raise UserError(f"class_weights is balanced, and no training example of {self.name} is of class {none!r}.")
+        return tuple((len(labels) / (len(counts) * counts)).tolist())
+
+    def _labels(self) -> np.ndarray | None:
+        """int (n,), where they are known without reading the examples."""
+        if isinstance(self.source, Relabelled):
+            stored = replace(self, source=self.source.source)._labels()
+            return None if stored is None else self.source.table[stored]
+        if isinstance(self.source, Arrays):
+            return self.source.labels[self.ids]
+        if isinstance(self.source, Photographs) and isinstance(self.source.files, Files):
+            return np.asarray(self.source.files.labels)[self.ids]
+        return None
+
     def content(self) -> str | None:
         """A hash of every pixel of examples that are in memory; None for photographs, whose batches carry checksums."""
         source = self._stored

@@ -184,6 +184,7 @@ class Preprocess:
 
 
 Precision = Literal["float32", "tf32", "float64", "bfloat16", "float16"]
+ClassWeights = Literal["equal", "balanced"] | tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,10 @@ class Recipe:
         accumulate: micro-batches whose gradients one optimizer step adds up; it divides `batch_size`. They equal one
             large batch (batch norm apart, which normalises each alone), and need less memory.
         label_smoothing: share of each label spread over all classes (Szegedy et al., arXiv:1512.00567, section 7).
+        class_weights: what multiplies each class's part of the training loss, in label order (`weight` of
+            `torch.nn.CrossEntropyLoss`; the sum is divided by the examples, not by their weights). `balanced` gives a
+            class n / (classes * its examples), of n in the training split, as scikit-learn does; the run's recipe
+            records the numbers. Evaluations count every example once.
         pretrained: start from torchvision's ImageNet weights: "all", with a fresh last layer where the classes differ,
             or the convolutions' alone, the "backbone".
         finetune: see its class.
@@ -225,6 +230,7 @@ class Recipe:
     mix: Mix = field(default_factory=Mix)
     accumulate: int = 1
     label_smoothing: float = 0.0
+    class_weights: ClassWeights = "equal"
     loss_scale: LossScale = field(default_factory=LossScale)
     pretrained: Literal["no", "backbone", "all"] = "no"
     finetune: FineTune = field(default_factory=FineTune)
@@ -276,6 +282,7 @@ class Recipe:
             ("schedule.warmup_epochs", self.schedule.warmup_epochs, self.schedule.warmup_epochs >= 0, "at least 0"),
             ("schedule.final", self.schedule.final, 0 <= self.schedule.final <= 1, "in [0, 1]"),
             ("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "in [0, 1)"),
+            ("class_weights", self.class_weights, _are_weights(self.class_weights), "positive and finite"),
             ("mix.mixup", self.mix.mixup, self.mix.mixup >= 0, "at least 0"),
             ("mix.cutmix", self.mix.cutmix, self.mix.cutmix >= 0, "at least 0"),
             ("finetune.freeze_epochs", self.finetune.freeze_epochs, self.finetune.freeze_epochs >= 0, "at least 0"),
@@ -320,6 +327,8 @@ class Recipe:
             UserError: no such architecture, or the input does not fit it.
         """
         arch = get_arch(self.arch)
+        if isinstance(self.class_weights, tuple) and len(self.class_weights) != classes:
+            raise UserError(f"class_weights has {len(self.class_weights)} values for {classes} classes.")
         height, width, channels = self.preprocess.input_size(stored, arch)
         arch = arch.adapt(height=height, width=width, channels=channels, classes=classes)
         single = [layer.name for layer in arch.layers() if layer.kind == "batch_norm" and layer.output[:2] == (1, 1)]
@@ -329,3 +338,7 @@ class Recipe:
                 f"{self.batch_size}, accumulate {self.accumulate}): take more examples, or larger images."
             )
         return arch
+
+
+def _are_weights(weights: ClassWeights) -> bool:
+    return isinstance(weights, str) or all(0 < weight < inf for weight in weights)

@@ -47,6 +47,8 @@ def fit(engine: Engine[State], recipe: Recipe, options: TrainOptions) -> Path | 
         data, skipped = _load(recipe, options)
         train = data["train"]
         arch = recipe.model_arch(train.image, len(train.class_names))
+        if recipe.class_weights == "balanced":
+            recipe = replace(recipe, class_weights=train.balanced_weights())
         world = engine.join(options.device)
         world.check(recipe, arch)
         products = engine.check_precision(recipe, options)

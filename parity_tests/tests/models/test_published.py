@@ -401,6 +401,7 @@ BY_DEFAULT: dict[type, Table] = {
         OFF: {
             "accumulate": 1,
             "label_smoothing": 0,
+            "class_weights": "equal",
             "pretrained": "no",
             "val_fraction": 0,
             "precision": "float32",

@@ -55,6 +55,7 @@ from common.runs.folder import RunFolder
 from common.runs.journal import Journal
 from common.runs.scores import Scores
 from common.world import ALONE
+from flax_impl.feed import Inputs as FlaxInputs
 from flax_impl.loss_scale import Scaler
 from torch_impl.feed import Inputs as TorchInputs
 
@@ -304,9 +305,10 @@ def test_crops_of_padded_images_are_torchvisions(framework: str, ten: bool) -> N
         found = torch_impl.evaluate.log_probabilities(product, inputs, recipe, ten=ten).numpy()
     else:
         model = SimpleNamespace(apply=lambda variables, x, train: x.reshape(len(x), -1) @ variables)
+        given = FlaxInputs(jnp.asarray(images), jnp.zeros(4, int), {"crop": jnp.asarray(places)}, NO_FACTS)
         unjitted: Any = flax_impl.evaluate.log_probabilities
         step = jax.jit(partial(unjitted.__wrapped__, model, recipe=recipe, ten=ten))
-        found = np.asarray(step(weights, (images, None, {"crop": places}, NO_FACTS)))
+        found = np.asarray(step(weights, given))
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
@@ -333,9 +335,31 @@ class TestLoss:
         theirs = F.cross_entropy(torch.tensor(logits), torch.tensor(labels), reduction="sum", label_smoothing=smoothing)
         assert losses(logits, hard)[0] == pytest.approx(float(theirs), rel=1e-12)
 
-    def step(self, framework: str, smoothing: float, count: int) -> Callable[[np.ndarray, np.ndarray], Any]:
+    @pytest.mark.usefixtures("x64")
+    @both
+    def test_class_weights_are_pytorchs(self, framework: str) -> None:
+        """Its own `CrossEntropyLoss`, before the mean: a weight multiplies each class's part of a soft target."""
+        rng, weights = np.random.default_rng(0), (0.5, 2.0, 7.0, 1.25)
+        logits, labels, targets = rng.standard_normal((6, 4)), rng.integers(0, 4, 6), rng.dirichlet([1.0] * 4, 6)
+        theirs = torch.nn.CrossEntropyLoss(
+            torch.tensor(weights, dtype=torch.float64), reduction="sum", label_smoothing=0.2
+        )
+        losses = self.step(framework, 0.2, 6, weights)
+        for target, given in ((targets, torch.tensor(targets)), (np.eye(4)[labels], torch.tensor(labels))):
+            loss, gradient = losses(logits, target)
+            leaf = torch.tensor(logits, requires_grad=True)
+            expected = theirs(leaf, given)
+            (expected / 6).backward()
+            assert loss == pytest.approx(expected.item(), rel=1e-12)
+            assert leaf.grad is not None
+            np.testing.assert_allclose(gradient, leaf.grad.numpy(), rtol=1e-10, atol=1e-14)
+            assert abs(self.step(framework, 0.2, 6)(logits, target)[0] - loss) > 0.1
+
+    def step(
+        self, framework: str, smoothing: float, count: int, weights: Any = "equal"
+    ) -> Callable[[np.ndarray, np.ndarray], Any]:
         """What gives the loss of a training step whose network came to some logits, and its gradient to them."""
-        recipe = replace(DIGITS, precision="float64", label_smoothing=smoothing)
+        recipe = replace(DIGITS, precision="float64", label_smoothing=smoothing, class_weights=weights)
 
         def in_torch(logits: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
             leaf, scaler = torch.tensor(logits, requires_grad=True), GradScaler("cpu", enabled=False)

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from scipy import stats
 from sklearn.datasets import load_digits
+from sklearn.utils.class_weight import compute_class_weight
 from torchvision import transforms
 from torchvision.transforms import functional
 from torchvision.transforms import transforms as transforms_module
@@ -34,7 +35,7 @@ from common.data.draws import Stream, normals, order, uniforms, uniforms_at
 from common.data.load import load_dataset
 from common.data.photos import opened
 from common.data.pipeline import batches, steps_per_epoch
-from common.data.sources import Arrays, Photographs
+from common.data.sources import Arrays, Files, Photographs, Relabelled
 from common.data.spec import DATASETS
 from common.errors import UserError
 from common.recipes.spec import IMAGENET_PCA, FineTune, LossScale, Mix, Optimizer, Preprocess, Recipe, Schedule
@@ -136,6 +137,8 @@ def test_json_is_read_strictly() -> None:
         ({"accumulate": 3}, r"accumulate is 3; it must divide batch_size, which is 64"),
         ({"accumulate": 0}, r"accumulate is 0; it must be at least 1"),
         ({"label_smoothing": 1.0}, r"label_smoothing is 1\.0; it must be in \[0, 1\)"),
+        ({"class_weights": (1.0, 0.0)}, r"class_weights is \(1\.0, 0\.0\); it must be positive and finite"),
+        ({"class_weights": (math.nan,)}, r"class_weights is \(nan,\); it must be positive and finite"),
         ({"mix": Mix(mixup=-1)}, r"mix\.mixup is -1; it must be at least 0"),
         ({"mix": Mix(cutmix=1), "batch_size": 1}, r"mix pairs of examples: batch_size must be at least 2"),
         ({"schedule": Schedule("cosine", milestones=(3,))}, r"schedule\.milestones are for the step schedule"),
@@ -535,3 +538,35 @@ def test_holding_out_keeps_the_order_and_every_example() -> None:
     assert set(held.ids) != set(data.hold_out(0.2, 1)[1].ids)
     expected = np.sort(draws.order(0, 0, 100, Stream.SPLIT)[:20])
     np.testing.assert_array_equal(held.ids, expected)
+
+
+@pytest.mark.parametrize("weights", ["equal", "balanced", (0.5, 2.0, 1.0)])
+def test_class_weights_are_words_or_numbers_in_json(weights: Any) -> None:
+    fields = json.loads(json.dumps(to_dict(replace(get_recipe("digits"), class_weights=weights))))
+    assert from_dict(fields, Recipe, "a file").class_weights == weights
+    for wrong in ("even", 1.0, ["a"], [True]):
+        with pytest.raises(UserError, match="class_weights"):
+            from_dict(fields | {"class_weights": wrong}, Recipe, "a file")
+
+
+def test_a_weight_is_needed_for_each_class() -> None:
+    with pytest.raises(UserError, match="class_weights has 2 values for 10 classes"):
+        replace(get_recipe("digits"), class_weights=(1.0, 2.0)).model_arch((32, 32, 1), 10)
+
+
+def test_balanced_weights_are_scikit_learns(tmp_path: Path) -> None:
+    """Of the examples of the split alone, of images in memory, in files, and under other labels."""
+    labels = np.repeat(np.arange(4, dtype=np.int32), (3, 9, 1, 20))
+    data = whole("uneven", "train", (1, 1, 1), "abcd", Arrays(np.zeros((33, 1, 1, 1), np.uint8), labels))
+    part = replace(data, ids=np.arange(0, 33, 2))
+    turned = replace(part, source=Relabelled(data.source, np.array([3, 2, 1, 0], np.int32)))
+    files = Files(tmp_path, ((tmp_path / f"{place}.png", label) for place, label in enumerate(labels.tolist())))
+    on_disk = replace(part, image=None, source=Photographs(files.open, files=files))
+    for each in (data, part, on_disk):
+        expected = compute_class_weight("balanced", classes=np.arange(4), y=labels[each.ids])
+        np.testing.assert_allclose(each.balanced_weights(), expected, rtol=1e-15)
+    assert turned.balanced_weights() == part.balanced_weights()[::-1]
+    with pytest.raises(UserError, match="no training example of uneven is of class 'c'"):
+        replace(data, ids=np.arange(12)).balanced_weights()
+    with pytest.raises(UserError, match=r"--class-weights 1\.0"):
+        replace(data, source=Photographs(files.open)).balanced_weights()

@@ -35,6 +35,7 @@ from parity_tests.single_step import same_branches
 from parity_tests.subjects import Subject, subjects, with_everything
 
 STEPS, LONG = 10, 50
+WEIGHTS = tuple(0.25 * label + 0.5 for label in range(10))
 BOUND = Bounds(1e-10)
 
 
@@ -53,6 +54,7 @@ def techniques() -> dict[str, Recipe]:
         "cosine": replace(base, schedule=Schedule("cosine", warmup_epochs=0.5, final=0.1)),
         "warm-up before steps": replace(base, schedule=Schedule(milestones=(1, 2), warmup_epochs=1)),
         "label smoothing": replace(base, label_smoothing=0.1),
+        "class weights": replace(base, class_weights=WEIGHTS, label_smoothing=0.1, accumulate=2),
         "mixup": replace(base, mix=Mix(mixup=0.4)),
         "cutmix": replace(base, mix=Mix(cutmix=1.0)),
         "nesterov, kernels alone decay": replace(base, optimizer=nesterov),

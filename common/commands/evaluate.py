@@ -23,7 +23,10 @@ from common.reports.evaluation import (
     Row,
     Watch,
     better,
+    class_scores,
     draw_confusion,
+    show_classes,
+    write_classes,
     write_confusion,
     write_probabilities,
     write_table,
@@ -59,7 +62,8 @@ class _EvaluateCommand:
         classes: class names of a .safetensors file in label order: a list with commas between, or a file of lines.
         split: to evaluate on.
         ten_crop: average the probabilities of corners, centre and mirror images, ten crops of each image.
-        confusion: leave a confusion matrix as picture and CSV; of several checkpoints, the most accurate one's.
+        confusion: print and leave precision, recall and F1 of each class, and leave a confusion matrix as picture and
+            CSV; of several checkpoints, the most accurate one's.
         probabilities: leave the probabilities of every example as .npz; of the same checkpoint.
         out: folder for the files (default: `evaluation` in the run folder).
         data_dir: where tensorflow-datasets keeps its data.
@@ -192,7 +196,10 @@ def _leave_files(
         folder.mkdir(parents=True, exist_ok=True)
         write_table(folder / written[0], rows, framework, command.split, command.ten_crop)
         if command.confusion:
-            written += [f"{one}-confusion.csv", f"{one}-confusion.png"]
+            of_classes = class_scores(recorder.confusion, data.class_names)
+            show_classes(of_classes)
+            write_classes(folder / f"{one}-classes.csv", of_classes)
+            written += [f"{one}-classes.csv", f"{one}-confusion.csv", f"{one}-confusion.png"]
             write_confusion(folder / written[-2], recorder.confusion, data.class_names)
             draw_confusion(folder / written[-1], recorder.confusion, data.class_names, title)
         if command.probabilities:

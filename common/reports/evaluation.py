@@ -174,6 +174,59 @@ def write_confusion(path: Path, confusion: np.ndarray, names: Sequence[str]) -> 
     write_csv(path, [["true / guessed", *names], *rows])
 
 
+@dataclass(frozen=True)
+class ClassScores:
+    """One class, or the mean of all (`macro average`).
+
+    Attributes:
+        precision: the share of what is guessed to be of the class that is; 0 where nothing is.
+        recall: the share of the class that is guessed; 0 where it has no example.
+        f1: their harmonic mean; 0 where both are.
+        examples: of the class.
+    """
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    examples: int
+
+
+def class_scores(confusion: np.ndarray, names: Sequence[str]) -> list[ClassScores]:
+    """Precision, recall and F1 of each class that has examples or is guessed, and last their mean over these classes.
+
+    Args:
+        confusion: (classes, classes), examples by true and by guessed class.
+        names: of the classes.
+    """
+    right, true, guessed = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    occurs = true + guessed > 0
+    of = (right, guessed), (right, true), (2 * right, true + guessed)
+    table = np.stack([np.divide(part, all_, out=np.zeros(len(names)), where=all_ > 0) for part, all_ in of], 1)
+    rows = [(names[label], *table[label].tolist(), int(true[label])) for label in np.flatnonzero(occurs).tolist()]
+    return [ClassScores(*row) for row in (*rows, ("macro average", *table[occurs].mean(0).tolist(), int(true.sum())))]
+
+
+def write_classes(path: Path, scores: Sequence[ClassScores]) -> None:
+    """Write them as CSV: class, precision, recall, f1, examples."""
+    rows = [
+        [each.name, *(f"{x:.6g}" for x in (each.precision, each.recall, each.f1)), each.examples] for each in scores
+    ]
+    write_csv(path, [["class", "precision", "recall", "f1", "examples"], *rows])
+
+
+def show_classes(scores: Sequence[ClassScores]) -> None:
+    """Print a line for each class, those of the lowest recall first and at most `COUNTS_FIT`, and last the mean."""
+    *classes, mean = scores
+    weakest = sorted(classes, key=lambda each: each.recall)[:COUNTS_FIT]
+    for each in (*weakest, mean):
+        print(
+            f"precision {each.precision:.4f}  recall {each.recall:.4f}  F1 {each.f1:.4f}  {each.examples:,} {each.name}"
+        )
+    if len(weakest) < len(classes):
+        print(f"({len(weakest)} of {len(classes)} classes, those of the lowest recall)")
+
+
 def write_probabilities(path: Path, recorder: Recorder, data: Dataset) -> None:
     """Write a .npz: `ids` (n,), `labels` (n,), `probabilities` (n, classes), `class_names`, and `files` if they are.
 

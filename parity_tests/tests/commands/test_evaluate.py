@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import save_file
 from sklearn.datasets import load_sample_images
+from sklearn.metrics import precision_recall_fscore_support
 from torch import nn
 from torchvision.models import AlexNet_Weights, alexnet
 from torchvision.transforms import v2
@@ -312,7 +313,7 @@ class TestARun:
     @pytest.mark.parametrize("ten", [False, True])
     def test_leaves_what_its_scores_are_made_of(self, framework: Framework, ten: bool, runs: dict[str, Path]) -> None:
         words = ["--confusion", "--probabilities", *(["--ten-crop"] if ten else [])]
-        run_evaluation(framework, runs[framework], *words)
+        said = run_evaluation(framework, runs[framework], *words)
         folder, stem = runs[framework] / "evaluation", "test-ten-crop" if ten else "test"
         header, *rows = read_csv(folder / f"{stem}.csv")
         best = max((dict(zip(header, row, strict=True)) for row in rows), key=lambda row: int(row["right"]))
@@ -336,6 +337,13 @@ class TestARun:
         np.testing.assert_array_equal(confusion.sum(0), np.bincount(probabilities.argmax(1), minlength=10))
         with Image.open(folder / f"{one}-confusion.png") as picture:
             assert min(picture.size) > 500
+        header, *classes, mean = read_csv(folder / f"{one}-classes.csv")
+        assert header == ["class", "precision", "recall", "f1", "examples"]
+        assert [row[0] for row in classes] == names[1:]
+        expected = precision_recall_fscore_support(labels, probabilities.argmax(1), zero_division=0)
+        np.testing.assert_allclose(np.array([row[1:] for row in classes], float).T, expected, rtol=1e-5)
+        for line in (f"recall {float(mean[2]):.4f}  F1 {float(mean[3]):.4f}  360 macro average", "precision"):
+            assert line in said
 
     @pytest.mark.parametrize("words", [(), ("--ten-crop",)])
     def test_both_frameworks_give_the_same_probabilities(self, words: tuple[str, ...], runs: dict[str, Path]) -> None:

@@ -23,7 +23,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from sklearn.datasets import load_sample_images
-from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, recall_score, top_k_accuracy_score
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    log_loss,
+    precision_recall_fscore_support,
+    recall_score,
+    top_k_accuracy_score,
+)
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import lr_scheduler
 from torchvision.datasets import ImageFolder
@@ -227,6 +234,28 @@ class TestScores:
         assert found.mean_loss == pytest.approx(log_loss(labels, np.exp(scores), labels=np.arange(6)), rel=1e-12)
         np.testing.assert_array_equal(recorder.confusion, confusion_matrix(labels, guesses, labels=np.arange(6)))
         np.testing.assert_allclose(recorder.probabilities, np.exp(scores), rtol=1e-12)
+
+    def test_scores_of_classes_are_scikit_learns(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Of classes without examples, without guesses, and without either, which do not count in the mean."""
+        rng = np.random.default_rng(0)
+        labels, guesses = rng.integers(0, 24, 300), rng.integers(0, 24, 300)
+        labels[labels == 3], guesses[guesses == 5] = 4, 6
+        labels[labels == 7], guesses[guesses == 7] = 8, 8
+        names = [f"class {label}" for label in range(24)]
+        confusion = confusion_matrix(labels, guesses, labels=np.arange(24))
+        *found, mean = evaluation.class_scores(confusion, names)
+        table = precision_recall_fscore_support(labels, guesses, zero_division=0)
+        assert [each.name for each in found] == [name for name in names if name != "class 7"]
+        ours = np.array([(each.precision, each.recall, each.f1, each.examples) for each in found])
+        np.testing.assert_allclose(ours, np.transpose(table), rtol=1e-12)
+        macro = precision_recall_fscore_support(labels, guesses, zero_division=0, average="macro")
+        np.testing.assert_allclose((mean.precision, mean.recall, mean.f1), macro[:3], rtol=1e-12)
+        assert (mean.name, mean.examples) == ("macro average", 300)
+        evaluation.show_classes([*found, mean])
+        *lines, last = capsys.readouterr().out.splitlines()
+        assert len(lines) == 21
+        assert "recall 0.0000" in lines[0]
+        assert last == "(20 of 23 classes, those of the lowest recall)"
 
     def test_the_picture_shows_scikit_learns_shares(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Of each true class, and counts where they belong; the diagonal holds the recall of each class."""

@@ -26,10 +26,11 @@ import flax_impl.preprocess
 import torch_impl.evaluate
 import torch_impl.preprocess
 from common.arch.spec import Size
+from common.data import draws
 from common.data.augment import AUGMENTATIONS, Draws, central, draw
 from common.data.crops import random_boxes
 from common.data.dataset import Dataset, whole
-from common.data.draws import Stream, betas, order
+from common.data.draws import Stream, betas, normals, order
 from common.data.pipeline import batches
 from common.data.sources import Arrays
 from common.recipes.spec import Mix, Preprocess, Recipe
@@ -191,6 +192,11 @@ class TestBoxes:
         numbers = np.full((2, 22), 0.5)
         numbers[:, 0], numbers[0, 20:], numbers[1, 20:] = 0.0, 0.0, LAST
         assert random_boxes(100, 100, numbers).tolist() == [[0, 0, 28, 28], [72, 72, 28, 28]]
+
+    def test_are_central_where_no_try_fits(self) -> None:
+        """Within the ratios, and of whole pixels: 73 of room are 36 and 37, as torchvision halves them."""
+        assert random_boxes(100, 20, np.full((1, 22), 0.99)).tolist() == [[36, 0, 27, 20]]
+        assert random_boxes(20, 100, np.full((1, 22), 0.99)).tolist() == [[0, 36, 20, 27]]
 
 
 def test_flips_are_half_of_the_images() -> None:
@@ -426,6 +432,22 @@ def test_no_two_purposes_share_a_stream() -> None:
     """Nor has any of them the splits' or the order's."""
     used = [entry.stream for entry in AUGMENTATIONS.values()]
     assert len({*used, Stream.SPLIT, Stream.ORDER}) == len(used) + 2
+
+
+def test_normals_come_of_the_last_axis() -> None:
+    uniform = np.random.default_rng(0).random((3, 5, 6))
+    found = normals(uniform)
+    assert found.shape == (3, 5, 3)
+    for row, numbers in zip(found.reshape(-1, 3), uniform.reshape(-1, 6), strict=True):
+        np.testing.assert_array_equal(normals(numbers), row)
+
+
+def test_equal_keys_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever numpy sorts by where nobody says: an order is the same on every machine."""
+    constant = SimpleNamespace(random=lambda shape: np.arange(shape[0] * shape[1]).reshape(shape) // 4 % 3)
+    monkeypatch.setattr(draws, "_generator", lambda *words: constant)
+    keys = np.arange(5000) % 3
+    assert order(0, 0, 5000).tolist() == sorted(range(5000), key=keys.__getitem__)
 
 
 class TestHoldingOut:

@@ -11,6 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from common.data import photos
+from common.data.crops import central_square, random_boxes, random_resized_crop
 from common.data.photos import cut, opened
 from common.errors import UserError
 
@@ -148,3 +149,52 @@ def test_memory_of_a_large_image_is_not_kept(monkeypatch: pytest.MonkeyPatch) ->
     assert len(photos._memory(2000)) == 2000
     assert len(photos._memory(500)) == 500
     assert photos._memory(400) is photos._memory(300)
+
+
+def test_a_picture_may_be_as_narrow_as_pillow_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """10 x 40 pixels become 8 x 32, whose product counts."""
+    image = Image.new("RGB", (10, 40))
+    for limit in (None, 256, 255):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        if limit == 255:
+            with pytest.raises(ValueError, match="so narrow that it would become 8x32 pixels"):
+                central_square(image, 8)
+        else:
+            assert central_square(image, 8).shape == (8, 8, 3)
+
+
+# A box's area and ratio as uniforms, the side of the result, and by how much the JPEG is reduced while it is decoded.
+DRAFTS = [
+    ((1.0, 0.5), 20, 4),
+    ((1.0, 0.5), 50, 2),
+    ((1.0, 0.5), 90, 1),
+    ((0.3, 0.9), 20, 4),
+    ((0.3, 0.1), 15, 4),
+    ((1.0, 0.95), 12, 8),
+    ((0.05, 0.5), 20, 2),
+    ((0.05, 0.5), 40, 1),
+]
+
+
+@pytest.mark.parametrize(("numbers", "side", "scale"), DRAFTS)
+def test_a_jpeg_is_decoded_at_the_size_that_its_box_needs(
+    numbers: tuple[float, float], side: int, scale: int, tmp_path: Path
+) -> None:
+    """At an eighth, a quarter, a half: the smallest in which the box has twice the pixels that it is resized to."""
+    uniforms = np.full(22, 0.4)
+    uniforms[0], uniforms[10] = numbers
+    china().resize((403, 321)).save(tmp_path / "image.jpeg", quality=95)
+    top, left, height, width = random_boxes(321, 403, uniforms[None])[0]
+    roomy = [each for each in (8, 4, 2, 1) if min(width, height) / each >= 2 * side]
+    assert scale == next(iter(roomy), 1)
+    with Image.open(tmp_path / "image.jpeg") as image:
+        found = random_resized_crop(image, side, uniforms)
+        assert image.size == (-(-403 // scale), -(-321 // scale))
+    with Image.open(tmp_path / "image.jpeg") as image:
+        image.draft(None, (403 // scale, 321 // scale))
+        box = np.array([left, top, left + width, top + height]) / scale
+        (x, y), (right, bottom) = np.floor(box[:2]).astype(int), np.ceil(box[2:]).astype(int)
+        part = image.crop((x, y, right, bottom))
+        x0, y0, x1, y1 = box - [x, y, x, y]
+        expected = part.resize((side, side), Image.Resampling.BILINEAR, box=(x0, y0, x1, y1))
+    np.testing.assert_array_equal(found, np.asarray(expected))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +16,10 @@ from rich.table import Table
 
 import flax_impl
 import torch_impl
-from common.arch.spec import Arch
+from common.arch.spec import After, Arch, LocalResponseNorm, MaxPool
 from common.arch.zoo import get_arch
 from common.commands.shell import guard
+from common.errors import UserError
 
 Shape = tuple[int, ...]
 
@@ -68,18 +70,60 @@ def flax_rows(arch: Arch) -> dict[str, Row]:
 
 
 def table(arch: Arch) -> Table:
-    """Both networks, a layer a row; PyTorch's sizes are channels first, Flax's channels last."""
+    """Both networks, a layer a row; PyTorch's sizes are channels first, Flax's channels last.
+
+    Raises:
+        UserError: the two have not equally many parameters.
+    """
     left, right = torch_rows(arch), flax_rows(arch)
-    grid = Table(title=f"{arch.name}: input {_size(arch.image)}, {arch.multiply_adds:,} multiply-adds")
-    for column in ("layer", "PyTorch output", "Flax output", "PyTorch parameters", "Flax parameters"):
-        grid.add_column(column, justify="left" if column == "layer" else "right")
-    for name in _layers(arch):
+    costs = {name: sum(layer.multiply_adds for layer in arch.layers() if layer.name == name) for name in left}
+    grid = Table(title=f"{arch.name}: input {_size(arch.image)} (height, width, channels)")
+    for column in ("layer", "what it is", "PyTorch output", "Flax output", "parameters", "", "multiply-adds", ""):
+        grid.add_column(column, justify="left" if column in ("layer", "what it is") else "right")
+    for name, what in descriptions(arch).items():
         ours, theirs = left[name], right[name]
-        grid.add_row(name, _size(ours.output), _size(theirs.output), f"{ours.parameters:,}", f"{theirs.parameters:,}")
-    totals = [sum(row.parameters for row in rows.values()) for rows in (left, right)]
+        if ours.parameters != theirs.parameters:
+            raise UserError(f"{name} has {ours.parameters:,} parameters in PyTorch and {theirs.parameters:,} in Flax.")
+        shares = _share(ours.parameters, arch.parameters), _share(costs[name], arch.multiply_adds)
+        parameters, cost = f"{ours.parameters:,}", f"{costs[name]:,}"
+        grid.add_row(name, what, _size(ours.output), _size(theirs.output), parameters, shares[0], cost, shares[1])
     grid.add_section()
-    grid.add_row("total", "", "", *(f"{total:,}" for total in totals))
+    grid.add_row("total", "", "", "", f"{arch.parameters:,}", "", f"{arch.multiply_adds:,}", "")
     return grid
+
+
+def descriptions(arch: Arch) -> dict[str, str]:
+    """Each layer in words: kernel, stride, padding, groups, and what follows before the next layer."""
+    told = {}
+    for name, conv in arch.named_convs():
+        parts = [f"{conv.kernel}x{conv.kernel}", f"stride {conv.stride}", f"padding {conv.padding}"]
+        parts += [f"{conv.groups} groups"] * (conv.groups > 1) + ["batch norm"] * bool(conv.norm)
+        told[name] = ", ".join([*parts, arch.activation, *map(_window, conv.after)])
+    *_, (last, _) = arch.named_dense()
+    for name, dense in arch.named_dense():
+        dropout = [f"dropout {dense.dropout:g} before"] * bool(dense.dropout)
+        told[name] = ", ".join([*dropout, "logits" if name == last else arch.activation])
+    return told
+
+
+def memory(arch: Arch) -> str:
+    """What float32 numbers take, in a sentence: of the parameters, in training, and of what one image leaves."""
+    kept = sum(row.output[0] * row.output[1] * row.output[2] for row in arch.layers())
+    sizes = (f"{4 * count / 2**20:,.1f} MiB" for count in (arch.parameters, 3 * arch.parameters, kept))
+    return "In float32 its parameters take {}, with gradients and momentum {}; the outputs of one image {}.".format(
+        *sizes
+    )
+
+
+def _window(step: After) -> str:
+    if isinstance(step, LocalResponseNorm):
+        return f"local response norm over {step.size}"
+    kind = "max pool" if isinstance(step, MaxPool) else "mean pool"
+    return f"{kind} {step.size}x{step.size} stride {step.stride}" + f" padding {step.padding}" * bool(step.padding)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %"
 
 
 def _layers(arch: Arch) -> list[str]:
@@ -96,7 +140,8 @@ def _size(shape: Shape) -> str:
 
 def main() -> None:
     """Print the table of the architecture named on the command line."""
-    Console(width=110).print(table(get_arch(sys.argv[1] if len(sys.argv) > 1 else "alexnet")))
+    arch = get_arch(sys.argv[1] if len(sys.argv) > 1 else "alexnet")
+    Console(width=max(160, shutil.get_terminal_size().columns)).print(table(arch), memory(arch), sep="\n")
 
 
 if __name__ == "__main__":

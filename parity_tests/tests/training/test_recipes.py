@@ -570,3 +570,16 @@ def test_balanced_weights_are_scikit_learns(tmp_path: Path) -> None:
         replace(data, ids=np.arange(12)).balanced_weights()
     with pytest.raises(UserError, match=r"--class-weights 1\.0"):
         replace(data, source=Photographs(files.open)).balanced_weights()
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        ("all", {"conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"}),
+        ("dense", {"fc6", "fc7", "fc8"}),
+        ("last", {"fc8"}),
+    ],
+)
+def test_the_head_is_what_is_trained_in_full(head: Any, expected: set[str]) -> None:
+    recipe = replace(get_recipe("cifar10_finetune"), finetune=FineTune(head))
+    assert recipe.head_layers(ARCHS["alexnet"]) == expected

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +11,7 @@ from typing import Literal, Protocol
 import tyro
 
 from common.commands.shell import guard
-from common.data.classes import hold_to
 from common.data.dataset import Dataset, described
-from common.data.load import load_split, load_unseen
 from common.errors import UserError
 from common.frameworks import Framework
 from common.reports.evaluation import (
@@ -34,9 +31,9 @@ from common.reports.evaluation import (
 from common.runs.folder import RunFolder
 from common.runs.scores import Scores
 from common.training.options import Device, check_workers
+from common.weights.examples import examples
 from common.weights.network import (
     NOTHING,
-    UNSAID,
     ClassNames,
     Given,
     Network,
@@ -45,8 +42,6 @@ from common.weights.network import (
     pretrained,
     run_at,
 )
-
-NAMES_SHOWN = 10  # classes in a note
 
 
 @dataclass(frozen=True)
@@ -100,7 +95,7 @@ def run_evaluate(framework: Framework, score: Score, names: ClassNames, argument
         command = tyro.cli(_EvaluateCommand, args=arguments, prog=f"python -m {framework}_impl.evaluate")
         check_workers(command.workers)
         chosen, folder = _networks(command, framework, names)
-        data = hold_to(*_data(command, chosen[0]), chosen[0].title)
+        data = examples(chosen[0], command.path, command.dataset, command.split, command.data_dir)
         (_, data), *_ = taken = [network.take(data) for network in chosen]
         chosen, data = [network for network, _ in taken], replace(data, workers=command.workers)
         for line in described({data.split: data}):
@@ -141,38 +136,6 @@ def _networks(command: _EvaluateCommand, framework: Framework, names: ClassNames
     chosen = [complete(network, names) for network in networks_at(command.path, framework, "evaluate", given)]
     run = run_at(command.path)
     return chosen, command.out or (run.path if run else command.path.parent) / "evaluation"
-
-
-def _data(command: _EvaluateCommand, network: Network) -> tuple[Dataset, tuple[str, ...]]:
-    """The examples, and the names of the network's classes, in the order of its logits.
-
-    A folder without a training part is tested whole, unless it is the one that the network was trained on, which may
-    have been moved: then on the fifth that training left out.
-    """
-    recipe, split, run = network.recipe, command.split, run_at(command.path) if command.path else None
-    name, skipped = command.dataset or recipe.dataset, run.skipped if run else ()
-    if name == UNSAID:
-        raise UserError(f"{network.title} does not say on what it was trained: name a dataset, --dataset folder:PATH.")
-    own = network.path is not None and name == recipe.dataset
-    if network.path and not own and name.startswith("folder:"):
-        found = load_split(replace(recipe, dataset=name), "test", command.data_dir, skipped)
-        own = network.splits.get("test") == found.fingerprint()
-    if own:
-        data = load_split(replace(recipe, dataset=name), split, command.data_dir, skipped)
-    elif split == "test":
-        data = load_unseen(name, command.data_dir)
-    else:
-        data = load_split(replace(recipe, dataset=name, val_fraction=0.0), split, command.data_dir)
-    if network.class_names:
-        return data, network.class_names
-    if len(data.class_names) != network.arch.classes:
-        raise UserError(
-            f"{network.title} has {network.arch.classes} classes, without names, and {data.name} has "
-            f"{len(data.class_names)}: say which they are, --classes NAME,NAME,... in the order of its logits."
-        )
-    order = ",".join(data.class_names[:NAMES_SHOWN]) + ",..." * (len(data.class_names) > NAMES_SHOWN)
-    print(f"note: {network.title} does not name its classes: taken to be, in this order, {order}", file=sys.stderr)
-    return data, data.class_names
 
 
 def _leave_files(

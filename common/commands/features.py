@@ -10,13 +10,13 @@ from pathlib import Path
 import tyro
 
 from common.commands.shell import guard
-from common.data.load import load_split
 from common.data.spec import Split
 from common.errors import UserError, lookup
 from common.frameworks import Framework
 from common.reports import features
 from common.training.options import Device, check_workers
-from common.weights.network import ClassNames, Network, complete, result_at
+from common.weights.examples import examples
+from common.weights.network import ClassNames, Given, Network, complete, result_at
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class _FeaturesCommand:
         layer: a convolution block (conv1 ...), after its pools and norms, or a dense layer (fc6 ...), after the
             activation; the last one gives the logits.
         split: of the run's dataset.
+        dataset: another one in its place, such as folder:PATH, with the same classes.
+        arch, recipe, classes: of a .safetensors file that does not say them; see evaluate.
         out: the file (default: features-LAYER.npz).
         data_dir: where tensorflow-datasets keeps its data.
         device: to compute on.
@@ -39,6 +41,10 @@ class _FeaturesCommand:
     images: tyro.conf.Positional[str | None] = None
     layer: str = "fc7"
     split: Split = "test"
+    dataset: str | None = None
+    arch: str | None = None
+    recipe: str | None = None
+    classes: str | None = None
     out: Path | None = None
     data_dir: Path | None = None
     device: Device = "auto"
@@ -56,14 +62,17 @@ def run_features(
     def run() -> None:
         command = tyro.cli(_FeaturesCommand, args=arguments, prog=f"python -m {framework}_impl.features")
         check_workers(command.workers)
-        network = complete(result_at(command.path, framework, "features"), names)
+        given = Given(command.arch, command.recipe, command.classes)
+        network = complete(result_at(command.path, framework, "features", given), names)
         layers = [name for name, _ in (*network.arch.named_convs(), *network.arch.named_dense())]
         lookup(dict.fromkeys(layers), command.layer, "layer")
         out = command.out or Path(f"features-{command.layer}.npz")
         features.check_destination(out)
         failed: list[str] = []
         if command.images is None:
-            data = replace(load_split(network.recipe, command.split, command.data_dir), workers=command.workers)
+            data = examples(network, command.path, command.dataset, command.split, command.data_dir)
+            network, data = network.take(data)
+            data = replace(data, workers=command.workers)
             arrays = features.of_split(open_layer(network, command.device, command.layer), network, data)
             of = f"{data.name}, {data.split}"
         else:

@@ -124,11 +124,9 @@ class Dataset:
 
     def lacking(self) -> list[str]:
         """The classes that have no example here, as far as that is known without reading the examples."""
-        source = self.source
-        known = source.files if isinstance(source, Photographs) and isinstance(source.files, Files) else source
-        if not isinstance(known, Arrays | Files):
+        if (labels := self._labels()) is None:
             return []
-        found = set(np.unique(np.asarray(known.labels)[self.ids]).tolist())
+        found = set(np.unique(labels).tolist())
         return [name for label, name in enumerate(self.class_names) if label not in found]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,10 @@ def of_images(compute: Features, network: Network, place: str, failed: list[str]
     """
     names: list[str] = []
     rows: list[np.ndarray] = []
-    for some, _, batch in read_images(network, *find_images(place), failed):
+    root, files, passed = find_images(place)
+    if passed:
+        print(passed, file=sys.stderr)
+    for some, _, batch in read_images(network, root, files, failed):
         names += some
         rows.append(compute(batch))
     if not rows:

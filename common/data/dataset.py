@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -101,6 +102,11 @@ class Dataset:
         """A hash of every pixel of examples that are in memory; None for photographs, whose batches carry checksums."""
         source = self._stored
         return hashlib.sha256(source.images[self.ids]).hexdigest() if isinstance(source, Arrays) else None
+
+    def sizes(self) -> str | None:
+        """A hash of the bytes that each photograph's file takes; None where they are no files."""
+        sizes = [Path(file).stat().st_size for file in self.files]
+        return hashlib.sha256(np.array(sizes, "<i8")).hexdigest() if sizes else None
 
     def hold_out(self, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
         """Split off a validation set drawn at random.

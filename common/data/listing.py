@@ -128,8 +128,13 @@ def is_text(name: str) -> bool:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether this project has written a folder."""
-    return folder.name.casefold() in _OURS or any((folder / mark).is_file() for mark in (RECIPE, PREDICTIONS))
+    """Whether this project has written a folder: a class may be called runs, but then pictures lie in it."""
+    if any((folder / mark).is_file() for mark in (RECIPE, PREDICTIONS)):
+        return True
+    if folder.name.casefold() not in _OURS:
+        return False
+    pictures = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    return all(Path(path.stem).suffix.lower() in IMAGE_SUFFIXES for path in pictures)  # a prediction's is cat.jpg.png
 
 
 def _above(folder: Path) -> set[tuple[int, int]]:

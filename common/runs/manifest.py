@@ -49,12 +49,18 @@ def write_manifest(
         UserError: a resumed run's `data`, by split, is not what it began with.
     """
     prints = {
-        split: {"examples": len(part), "sha256": part.fingerprint(), "pixels_sha256": part.content()}
+        split: {
+            "examples": len(part),
+            "sha256": part.fingerprint(),
+            "pixels_sha256": part.content(),
+            "sizes_sha256": part.sizes(),
+        }
         for split, part in (data or {}).items()
     }
     init_from = result_of(init_from) if init_from else None
     if run.begun:
-        _check_data(run, prints, class_names)
+        moved = any(part.name != run.recipe.dataset for part in (data or {}).values())
+        _check_data(run, prints, class_names, moved=moved)
         _note_arithmetic(run, arithmetic)
         return
     write_json(
@@ -93,8 +99,13 @@ def _note_arithmetic(run: RunFolder, now: Mapping[str, Any] | None) -> None:
         )
 
 
-def _check_data(run: RunFolder, prints: Mapping[Split, dict[str, Any]], class_names: Sequence[str]) -> None:
-    """Hold the data to what the manifest says of it; older runs' say nothing but the names of the classes."""
+def _check_data(
+    run: RunFolder, prints: Mapping[Split, dict[str, Any]], class_names: Sequence[str], *, moved: bool
+) -> None:
+    """Hold the data to what the manifest says of it; older runs' say nothing but the names of the classes.
+
+    Where it was, a picture may have been mended, which is said; at another place, its files must have their sizes.
+    """
     found = []
     if run.class_names != list(class_names):
         told = difference(class_names, run.class_names) or "their order is another"
@@ -106,6 +117,12 @@ def _check_data(run: RunFolder, prints: Mapping[Split, dict[str, Any]], class_na
             found.append(f"{before.get('examples', 'no')} {split} images, and there are {now['examples']} now")
             continue
         kinds = {"sha256": "names or labels", "pixels_sha256": "pixels"}
+        same_names = before.get("sha256", now["sha256"]) == now["sha256"]
+        other_sizes = same_names and before.get("sizes_sha256", now["sizes_sha256"]) != now["sizes_sha256"]
+        if other_sizes and moved:
+            kinds["sizes_sha256"] = "files under the same names"
+        elif other_sizes:
+            print(f"note: {split} images have other files than when the run began, by their sizes", file=sys.stderr)
         if differ := [kind for key, kind in kinds.items() if before.get(key, now[key]) != now[key]]:  # older lack one
             found.append(f"{now['examples']} {split} images, but not the same ones (other {' and '.join(differ)})")
     gone = recorded.keys() - prints.keys() if isinstance(recorded, dict) else ()

@@ -408,3 +408,13 @@ class TestBadOnes:
         bad = find_bad(splits, RECIPE)
         with pytest.raises(UserError, match=r"1 examples cannot be read: Example 0 of the split 'train' in here"):
             check_bad(bad, splits, 5)
+
+
+@pytest.mark.parametrize("name", ["runs", "predictions"])
+def test_a_class_may_be_called_as_what_commands_leave(name: str, tmp_path: Path) -> None:
+    """Where its pictures lie in it; a prediction's picture has two suffixes."""
+    for place in (name, "walks"):
+        (tmp_path / place).mkdir()
+        for number in range(5):
+            Image.new("RGB", (9, 9)).save(tmp_path / place / f"{number}.png")
+    assert load_dataset(f"folder:{tmp_path}")[0].class_names == tuple(sorted((name, "walks")))

@@ -137,6 +137,12 @@ def test_data_may_move_but_not_change(framework: Framework, tmp_path: Path) -> N
     assert "began with 16 train images, but not the same ones (other names or labels); 4 test" in refused.err
     assert (run / "recipe.json").read_bytes() == kept
     (other / "ants" / "3.png").rename(other / "ants" / "03.png")
+    picture = (other / "ants" / "03.png").read_bytes()
+    Image.new("RGB", (90, 90)).save(other / "ants" / "03.png")
+    refused = train(framework, other, run, "--epochs", 2, "--resume")
+    assert refused.code == 2
+    assert "not the same ones (other files under the same names)" in refused.err
+    (other / "ants" / "03.png").write_bytes(picture)
     resumed = train(framework, other, run, "--epochs", 2, "--resume")
     assert resumed.code == 0, resumed.err
     assert RunFolder(run).recipe.dataset == f"folder:{other}"

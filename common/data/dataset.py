@@ -106,7 +106,7 @@ class Dataset:
     def sizes(self) -> str | None:
         """A hash of the bytes that each photograph's file takes; None where they are no files."""
         sizes = [Path(file).stat().st_size for file in self.files]
-        return hashlib.sha256(np.array(sizes, "<i8")).hexdigest() if sizes else None
+        return hashlib.sha256(np.array(sizes, "<i8").tobytes()).hexdigest() if sizes else None
 
     def hold_out(self, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
         """Split off a validation set drawn at random.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -36,6 +38,8 @@ def join(name: str) -> World:
     if name != "cpu" and torch.cuda.is_available():
         backend = "nccl"
         torch.cuda.set_device(world.local_rank)
+    # DistributedDataParallel imports it; were the group there by then, defaults of its functions would hold that forever.
+    import_module("torch.distributed.nn.functional")
     dist.init_process_group(backend, timeout=timedelta(seconds=PATIENCE))
     return world
 
@@ -56,8 +60,14 @@ def in_touch() -> Iterator[None]:
 
 
 def leave(world: World) -> None:
-    """Part from the other processes."""
+    """Part from the other processes, once all have done their work.
+
+    gloo's threads end with the last object that holds the group. The interpreter may not end before them: one that is
+    still to give back a tensor of the last sum would abort the process.
+    """
     if not world.alone:
+        dist.barrier()
+        gc.collect()  # DistributedDataParallel holds the group, and lies in a circle
         dist.destroy_process_group()
 
 

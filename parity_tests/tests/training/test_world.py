@@ -277,6 +277,39 @@ def test_resuming_with_another_number_of_processes(framework: Framework, tmp_pat
     assert {path.name for path in whole.iterdir()} == {path.name for path in parts.iterdir()}
 
 
+LEAVING = """
+import sys
+from pathlib import Path
+import torch.distributed
+import torch_impl.train
+from common.commands.train import run_train
+
+def threads():
+    return sum("gloo" in (task / "comm").read_text() for task in Path("/proc/self/task").iterdir())
+
+def left():
+    print("threads", threads())
+    destroy()
+    print("threads", threads())
+
+destroy, torch.distributed.destroy_process_group = torch.distributed.destroy_process_group, left
+run_train(torch_impl.train.fit, sys.argv[1:])
+"""
+
+
+def test_no_thread_outlives_the_group(tmp_path: Path) -> None:
+    """One of gloo's that gives back a tensor while the interpreter ends aborts its process, now and then."""
+    words = [sys.executable, "-c", LEAVING, *FEW, "--epochs", "1", "--out", str(tmp_path / "run")]
+    started = [
+        subprocess.Popen(words, env=environment | ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+        for environment in Launch(processes=2).environments()
+    ]
+    for process in started:
+        code, out, _ = finish(process)
+        before, after = (int(line.split()[1]) for line in out.splitlines() if line.startswith("threads"))
+        assert (code, before > 0, after) == (0, True, 0)
+
+
 @pytest.mark.full
 def test_torchrun_and_two_hosts_are_the_same(tmp_path: Path) -> None:
     """torchrun; and the launcher once for each of two hosts, which are both this one."""

@@ -29,10 +29,10 @@ train-flax: .venv/.flax  ## train RECIPE (default: digits) in Flax, in WORLD pro
 	$(BIN)/python -m $(TOGETHER) flax_impl.train $(RECIPE) $(ARGS)
 
 evaluate-torch: .venv/.torch  ## score every checkpoint of RUN (a run folder), or one, in PyTorch; ARGS="--ten-crop --confusion ..."
-	$(BIN)/python -m torch_impl.evaluate $(RUN) $(ARGS)
+	$(BIN)/python -m torch_impl.evaluate $(if $(RUN),"$(RUN)") $(ARGS)
 
 evaluate-flax: .venv/.flax  ## score every checkpoint of RUN (a run folder), or one, in Flax; ARGS="--ten-crop --confusion ..."
-	$(BIN)/python -m flax_impl.evaluate $(RUN) $(ARGS)
+	$(BIN)/python -m flax_impl.evaluate $(if $(RUN),"$(RUN)") $(ARGS)
 
 predict: predict-$(FRAMEWORK)  ## name what is in IMAGE (a file or a folder), by RUN or pretrained weights, in FRAMEWORK (torch, flax)
 
@@ -51,10 +51,10 @@ features-flax: .venv/.flax
 	$(BIN)/python -m flax_impl.features "$(RUN)" $(if $(IMAGE),"$(IMAGE)") $(if $(LAYER),--layer $(LAYER)) $(ARGS)
 
 export-torch: .venv/.export  ## write RUN (a run folder, checkpoint or .safetensors) to TO=FILE.pt2, .onnx or .pt (TorchScript)
-	$(BIN)/python -m torch_impl.export $(RUN) $(TO) $(ARGS)
+	$(BIN)/python -m torch_impl.export $(if $(RUN),"$(RUN)") $(if $(TO),"$(TO)") $(ARGS)
 
 export-flax: $(if $(filter %.onnx,$(TO)),.venv-onnx/.done,.venv/.flax)  ## write RUN to TO=FILE.stablehlo or .onnx
-	$(if $(filter %.onnx,$(TO)),.venv-onnx/bin,$(BIN))/python -m flax_impl.export $(RUN) $(TO) $(ARGS)
+	$(if $(filter %.onnx,$(TO)),.venv-onnx/bin,$(BIN))/python -m flax_impl.export $(if $(RUN),"$(RUN)") $(if $(TO),"$(TO)") $(ARGS)
 
 summary: .venv/.torch .venv/.flax  ## print both networks of ARCH (default: alexnet) side by side: shapes and parameters
 	$(BIN)/python -m parity_tests.summary $(ARCH)
@@ -63,7 +63,7 @@ weights: .venv/.torch  ## download torchvision's pretrained AlexNet and convert 
 	$(BIN)/python -m torch_impl.weights
 
 data: .venv/.torch  ## prepare DATASET (cifar10, fashion_mnist, mnist, imagenet2012) with tensorflow-datasets
-	$(BIN)/python -m common.commands.data $(DATASET) $(ARGS)
+	$(BIN)/python -m common.commands.data $(if $(DATASET),"$(DATASET)") $(ARGS)
 
 test: lint .venv-onnx/.done  ## check style, types and imports, and run the tests (about 20 minutes on 2 cores)
 	$(PYTEST) $(SPREAD) $(ARGS)
@@ -88,7 +88,7 @@ gpu-pack: .venv/.torch  ## write .gpu-pack, all that a GPU machine without a net
 
 gpu-run:  ## prove and measure there, in STAGES (smoke proof bench accuracy; AGAIN=... anew), within LIMIT seconds, into RESULTS
 	$(or $(PYTHON),python3) -m benchmarks.gpu_run $(if $(STAGES),--stages $(STAGES)) $(if $(AGAIN),--again $(AGAIN)) \
-		$(if $(LIMIT),--limit $(LIMIT)) $(if $(RESULTS),--results "$(RESULTS)") $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
+		$(if $(LIMIT),--limit $(LIMIT)) $(if $(RESULTS),--results "$(RESULTS)") $(if $(DEVICE),--device "$(DEVICE)") $(ARGS)
 
 growth: .venv/.test  ## measure throughput and memory against batch and image size, and plot them; SUITE=growth-gpu on a GPU
 	$(BIN)/python -m benchmarks.bench $(SUITE)

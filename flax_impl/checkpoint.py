@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def save(path: Path, state: TrainState, progress: Progress) -> None:
         NonFiniteError: a parameter is NaN or infinite.
         UserError: it cannot be written.
     """
+    _hush()
     state = _on_host(state)
     if not all(bool(jnp.isfinite(parameter).all()) for parameter in jax.tree.leaves(state.params)):
         raise NonFiniteError("a parameter is not finite", int(state.step))
@@ -115,6 +117,19 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+
+
+@cache
+def _hush() -> None:
+    """Keep off the screen what orbax's threads go on to say after a write has failed: what is raised says it."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    show = sys.unraisablehook
+
+    def show_others(unraisable: sys.UnraisableHookArgs) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    sys.unraisablehook = show_others
 
 
 def _on_host(tree: Any) -> Any:

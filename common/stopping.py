@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: at once, or where training asks for it, after the step."""
+"""Ctrl-C, SIGTERM, SIGHUP and SIGUSR1: at once, or where training asks for it, after the step."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# From a keyboard, from whoever ends processes, from a terminal that is closed, and from schedulers before time is up.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Stopped(BaseException):
@@ -29,15 +30,16 @@ class Stop:
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Put signals off until `raise_if_asked`."""
-        with _handled(self._note):
+        with handled(self._note):
             yield
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None:
             at_once(number, frame)
         self.number = number
-        # Not print: the signal may have come in the middle of another one.
-        os.write(2, b"\nstopping after this step, with a checkpoint; once more stops at once, without\n")
+        with suppress(OSError):  # of a terminal that is gone
+            # Not print: the signal may have come in the middle of another one.
+            os.write(2, b"\nstopping after this step, with a checkpoint; once more stops at once, without\n")
 
     def raise_if_asked(self, message: str) -> None:
         """End here if a signal has come.
@@ -73,16 +75,19 @@ def _in_finalizer(frame: FrameType | None) -> bool:
 @contextmanager
 def stopping_at_once() -> Iterator[None]:
     """End by `Stopped` on a signal, so that what is half written is cleaned up."""
-    with _handled(at_once):
+    with handled(at_once):
         yield
 
 
 @contextmanager
-def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Let a function handle these signals; but SIGHUP is ignored where it was, which is what nohup does."""
     if threading.current_thread() is not threading.main_thread():  # the only one that Python lets handle signals
         yield
         return
-    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    deaf = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    numbers = [number for number in SIGNALS if not (deaf and number == signal.SIGHUP)]
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.arch.spec import Arch
-from common.errors import UserError
+from common.errors import UserError, first_line
 from common.recipes.spec import Recipe
 
 # So long may a living process keep the others waiting (it writes a checkpoint, reads slow disks), in seconds.
@@ -61,6 +62,22 @@ class World:
             raise UserError(f"RANK is {rank} and LOCAL_RANK {local_rank}; WORLD_SIZE {size} allows 0 to {size - 1}.")
         return cls(rank, size, local_rank, f"{given['MASTER_ADDR']}:{given['MASTER_PORT']}", even)
 
+    @contextmanager
+    def meeting(self) -> Iterator[None]:
+        """Meet the others in this block.
+
+        Raises:
+            UserError: they are not to be met, and why.
+        """
+        if self.main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # else torchrun listens there
+            check_port(self.address)
+        try:
+            yield
+        except RuntimeError as error:
+            raise UserError(
+                f"process {self.rank} of {self.size} cannot meet the others at {self.address}: {first_line(error)}."
+            ) from error
+
     @property
     def alone(self) -> bool:
         """Whether there is no other process."""
@@ -102,6 +119,23 @@ class World:
 
 
 ALONE = World()
+
+
+def check_port(address: str) -> None:
+    """Refuse a port on which another program of this host listens.
+
+    Raises:
+        UserError: names it.
+    """
+    port = int(address.rpartition(":")[2])
+    if port >= 2**16:
+        raise UserError(f"There is no port {port}: the last is {2**16 - 1}.")
+    try:
+        with socket.socket() as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(("", port))
+    except OSError as error:
+        raise UserError(f"Process 0 cannot listen on port {port}: {error.strerror}. Name another one.") from error
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from jax import Array
 from jax.sharding import Sharding
 
 from common.arithmetic import check_products, named, operands
-from common.errors import UserError
+from common.errors import UserError, first_line
 from common.recipes.spec import Precision, Recipe
 from common.system import keep_freed, peak_resident_bytes
 
@@ -23,9 +23,14 @@ def pick_device(name: str) -> jax.Device:
     """`auto` takes the GPU if JAX sees one, `cpu` and `gpu` insist. On the CPU, memory is kept: `keep_freed`.
 
     Raises:
-        UserError: a GPU is asked for and JAX sees none; says why that may be.
+        UserError: a GPU is asked for and JAX sees none, or JAX_PLATFORMS names what is not there; says why that may be.
     """
-    device = jax.local_devices(backend="cpu" if name == "cpu" else None)[0]
+    try:
+        device = jax.local_devices(backend="cpu" if name == "cpu" else None)[0]
+    except (RuntimeError, AssertionError) as error:  # the latter where a platform has no plugin
+        given = os.environ.get("JAX_PLATFORMS")
+        advice = f"JAX_PLATFORMS is {given!r}: unset it, or set it to cpu" if given else "JAX has no device"
+        raise UserError(f"{advice}. JAX says: {first_line(error)}.") from error
     if name == "gpu" and device.platform != "gpu":
         raise UserError(
             f"--device gpu: JAX {jax.__version__} sees no GPU; is an extra installed (pip install '.[flax,cuda13]', "

@@ -23,7 +23,7 @@ def join(name: str) -> World:
         name: `--device`.
 
     Raises:
-        UserError: the environment does not describe a process.
+        UserError: the environment does not describe a process, or the others are not to be met.
     """
     world = World.of_environment(even=True)
     if world.alone:
@@ -31,15 +31,16 @@ def join(name: str) -> World:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if name == "cpu":
         jax.config.update("jax_platforms", "cpu")  # a GPU of each process would join the world, too
-    jax.distributed.initialize(
-        world.address,
-        world.size,
-        world.rank,
-        local_device_ids=world.local_rank,
-        initialization_timeout=PATIENCE,
-        heartbeat_timeout_seconds=HEARTBEAT,
-        shutdown_timeout_seconds=PATIENCE,
-    )
+    with world.meeting():
+        jax.distributed.initialize(
+            world.address,
+            world.size,
+            world.rank,
+            local_device_ids=world.local_rank,
+            initialization_timeout=PATIENCE,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=PATIENCE,
+        )
     return world
 
 

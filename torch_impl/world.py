@@ -29,7 +29,7 @@ def join(name: str) -> World:
         name: `--device`.
 
     Raises:
-        UserError: the environment does not describe a process.
+        UserError: the environment does not describe a process, or the others are not to be met.
     """
     world = World.of_environment(even=False)
     if world.alone:
@@ -38,9 +38,10 @@ def join(name: str) -> World:
     if name != "cpu" and torch.cuda.is_available():
         backend = "nccl"
         torch.cuda.set_device(world.local_rank)
-    # DistributedDataParallel imports it; were the group there by then, defaults of its functions would hold that forever.
+    # DistributedDataParallel imports it. Were the group there by then, its functions' defaults would hold that forever.
     import_module("torch.distributed.nn.functional")
-    dist.init_process_group(backend, timeout=timedelta(seconds=PATIENCE))
+    with world.meeting():
+        dist.init_process_group(backend, timeout=timedelta(seconds=PATIENCE))
     return world
 
 

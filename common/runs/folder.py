@@ -6,6 +6,7 @@ recipe.json  manifest.json  metrics.jsonl  checkpoints/  curves.png  model.safet
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -303,9 +304,15 @@ def open_or_create(path: Path, recipe: Recipe, framework: Framework, *, resume: 
     """The folder of a new run, or of one to be continued with the same recipe (more epochs are welcome), locked.
 
     Raises:
-        UserError: a new run's folder exists, another process has it, or the run to resume is missing or had another
-            recipe.
+        UserError: a new run's folder exists or its name is not UTF-8, another process has it, or the run to resume is
+            missing or had another recipe.
     """
+    try:
+        os.fsencode(path.absolute()).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path.absolute()} is not UTF-8, and libraries write into no other folders: name another one with --out."
+        ) from error
     if not resume:
         run = RunFolder.create(path, recipe)
     else:

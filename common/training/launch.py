@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import UserError
+from common.stopping import handled
+from common.world import check_port
 
 _GRACE = 20.0  # seconds that the others get to end by themselves once a process has failed
 _POLL = 0.1  # seconds
@@ -52,6 +54,8 @@ class Launch:
             raise UserError("--hosts needs --address HOST:PORT, where every host finds host 0.")
         if self.address is not None and not self.address.rpartition(":")[2].isdecimal():
             raise UserError(f"--address is {self.address!r}; it must be HOST:PORT.")
+        if self.address is not None and self.host == 0:
+            check_port(self.address)
 
     def environments(self) -> list[dict[str, str]]:
         """What each process of this host is told."""
@@ -84,14 +88,12 @@ class Launch:
             for process in started:
                 process.send_signal(number)
 
-        before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            return self._watch(started)
+            with handled(forward):
+                return self._watch(started)
         finally:
             for process in started:
                 process.kill()
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _watch(self, started: list[subprocess.Popen[bytes]]) -> int:
         codes: list[int | None] = [None]

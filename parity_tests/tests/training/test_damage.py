@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -164,6 +165,13 @@ def test_a_folder_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Cannot make the run folder"):
         RunFolder.create(tmp_path / "loop", DIGITS)
     assert [path.name for path in tmp_path.iterdir()] == ["loop"]
+
+
+def test_a_folder_that_is_not_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff")
+    with pytest.raises(UserError, match="is not UTF-8"), open_or_create(path, DIGITS, "flax", resume=False):
+        raise AssertionError
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nobodys_home() -> None:

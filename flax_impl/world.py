@@ -84,6 +84,13 @@ def share(state: TrainState, world: World, first: int) -> tuple[TrainState, int]
     return multihost_utils.host_local_array_to_global_array(state, mesh, PartitionSpec()), int(first)
 
 
+def agree(goes_on: bool, world: World) -> bool:
+    """What process 0 says, in all of them; every one has to call it."""
+    if world.alone:
+        return goes_on
+    return bool(multihost_utils.broadcast_one_to_all(np.bool_(goes_on)))
+
+
 def add_up(sums: Mapping[str, Array], world: World) -> Mapping[str, Array]:
     """The same scalars, which are those of all processes: this one's copy, for which it needs no other."""
     return sums if world.alone else {name: value.addressable_data(0) for name, value in sums.items()}

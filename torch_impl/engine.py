@@ -80,6 +80,10 @@ class Engine:
         """Give every process the state, and a number, that process 0 has."""
         return state, world.share(state, own, first)
 
+    def agree(self, goes_on: bool, own: World) -> bool:
+        """Whether training goes on, as process 0 has it."""
+        return world.agree(goes_on, own)
+
     def start_weights(self, state: TrainState, init_from: Path | None) -> tuple[TrainState, tuple[str, ...] | None]:
         """Load the weights that the recipe or `--init-from` asks for; names the layers that stay fresh."""
         model, arch = state.model, state.model.arch

@@ -104,6 +104,15 @@ def share(state: TrainState, world: World, first: int) -> int:
     return first
 
 
+def agree(goes_on: bool, world: World) -> bool:
+    """What process 0 says, in all of them; every one has to call it."""
+    if world.alone:
+        return goes_on
+    said = [goes_on]
+    dist.broadcast_object_list(said)
+    return said[0]
+
+
 def add_up(sums: Mapping[str, Tensor], world: World) -> Mapping[str, Tensor]:
     """The same scalars, added over all processes; every one has to call it."""
     if world.alone:

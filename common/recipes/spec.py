@@ -211,6 +211,8 @@ class Recipe:
         finetune: see its class.
         val_fraction: share of the training split held out to choose the best checkpoint; a folder's own validation
             split goes before it.
+        patience: training stops after so many epochs that were no better on the validation split than the best before
+            them; 0: it never does. The schedule stays that of all `epochs`.
         precision: of the arithmetic. `float32` and `float64` hold for everything, on every device; `tf32` is float32
             whose products a GPU rounds to TF32's ten bits on the way in; under `bfloat16` and `float16` the layers
             compute in it, while parameters, statistics, loss and optimizer stay float32 (Micikevicius et al.,
@@ -235,6 +237,7 @@ class Recipe:
     pretrained: Literal["no", "backbone", "all"] = "no"
     finetune: FineTune = field(default_factory=FineTune)
     val_fraction: float = 0.0
+    patience: int = 0
     precision: Precision = "float32"
     seed: int = 0
 
@@ -275,6 +278,7 @@ class Recipe:
             ("batch_size", self.batch_size, self.batch_size >= 1, "at least 1"),
             ("seed", self.seed, 0 <= self.seed < 2**32, "from 0 to 2**32 - 1"),
             ("val_fraction", self.val_fraction, 0 <= self.val_fraction < 1, "in [0, 1)"),
+            ("patience", self.patience, self.patience >= 0, "at least 0"),
             ("optimizer.lr", self.optimizer.lr, 0 < self.optimizer.lr < inf, "positive and finite"),
             ("optimizer.momentum", self.optimizer.momentum, 0 <= self.optimizer.momentum < 1, "in [0, 1)"),
             ("optimizer.weight_decay", self.optimizer.weight_decay, self.optimizer.weight_decay >= 0, "at least 0"),

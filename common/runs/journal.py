@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
 from time import perf_counter
@@ -74,7 +74,8 @@ class Journal:
 
     def rewind(self) -> None:
         """Drop the rows that were written after `progress`, and say so if other packages wrote that."""
-        self.run.rewind(self.progress.epoch, self.progress.rows, self.progress.evaluations)
+        trained = [row for row in self.progress.rows if row["split"] == "train"]  # older checkpoints have others too
+        self.run.rewind(self.progress.epoch, trained, self.progress.evaluations)
         self.evaluations = [row for row in self.run.metrics() if row["split"] != "train"]
         for package, version in package_versions().items():
             before = self.progress.versions.get(package, version)
@@ -112,14 +113,28 @@ class Journal:
             yield record
         record.close()
 
-    def scores(self, epoch: int, scores: Mapping[Split, Scores], record: EpochRecord) -> None:
-        """Write an epoch's evaluations and print its line."""
+    def scores(self, scores: Mapping[Split, Scores], progress: Progress) -> None:
+        """Write the evaluations of the epoch that a checkpoint ends, delete older checkpoints, and print its line."""
         for split, score in scores.items():
             numbers = {"loss": score.mean_loss, "accuracy": score.accuracy, "top5": score.top5 / score.count}
-            self.evaluations.append(record.log(step=record.step, epoch=epoch + 1, split=split, **numbers))
-        record.finished = True
+            row = {"step": progress.step, "epoch": progress.epochs, "split": split, **numbers}
+            self.run.log(**row)
+            self.evaluations.append(row)
+        self.prune()
         tested = "  ".join(f"{split} {score.mean_loss:.4f} {score.accuracy:.4f}" for split, score in scores.items())
-        print(f"epoch {epoch + 1:3d}/{self.recipe.epochs}  {record.summary()}  {tested}", flush=True)
+        print(f"epoch {progress.epochs:3d}/{self.recipe.epochs}  {progress.summary()}  {tested}", flush=True)
+
+    def goes_on(self, epochs: int) -> bool:
+        """Whether training goes on after so many epochs, as far as the recipe's patience decides; if not, says why."""
+        best, epoch = self.best.get("val", (0.0, epochs))
+        if not self.recipe.patience or epochs - epoch < self.recipe.patience:
+            return True
+        print(
+            f"\nstopping early, after epoch {epochs} of {self.recipe.epochs}: none since epoch {epoch} was better on "
+            f"the validation split ({best:.4f}), and patience is {self.recipe.patience}",
+            flush=True,
+        )
+        return False
 
     @property
     def best(self) -> dict[str, tuple[float, int]]:
@@ -142,6 +157,15 @@ class Journal:
     def final_epoch(self) -> int:
         """The epoch whose weights are the run's result: the best on the validation split, or the last without one."""
         return self.best["val"][1] if "val" in self.best else self.recipe.epochs
+
+    def stop_if_asked(self, path: Path) -> None:
+        """End here, after a checkpoint, if a signal has asked for it.
+
+        Raises:
+            Stopped: says how to continue.
+        """
+        advice = f"the same command with --resume --out {self.run.path} continues it"
+        self.stop.raise_if_asked(f"{path} is written; {advice}")
 
     def close(self, peak_memory: int) -> None:
         """Print what the run came to and where it lies; its peak memory, in bytes, goes into the manifest."""
@@ -206,7 +230,9 @@ class EpochRecord:
         numbers = {"loss": sums["loss"] / count, "accuracy": sums["correct"] / count, "lr": lr}
         seconds = now - self.window_started
         speed = {"seconds": seconds, "images/s": count / seconds}
-        self.log(step=self.step, epoch=self.epoch + 1, split="train", **numbers, **speed)
+        row = {"step": self.step, "epoch": self.epoch + 1, "split": "train", **numbers, **speed}
+        self.journal.run.log(**row)
+        self.rows.append(row)  # which the epoch's checkpoints carry
         self.totals = {name: self.totals[name] + sums[name] for name in self.totals}
         self.window, self.window_started = {}, now
 
@@ -216,12 +242,6 @@ class EpochRecord:
         if not isfinite(sums.get("loss", 0.0)):
             raise NonFiniteError(f"the loss is {sums['loss']}", self.step)
         return sums
-
-    def log(self, **row: Any) -> dict[str, Any]:
-        """Add a row to the metrics, and give it back; the epoch's checkpoints carry it too."""
-        self.journal.run.log(**row)
-        self.rows.append(row)
-        return row
 
     @property
     def due(self) -> bool:
@@ -262,28 +282,13 @@ class EpochRecord:
             self.seconds or perf_counter() - self.started,
         )
 
-    def saved(self) -> None:
-        """Say that the checkpoint is written: older ones are pruned.
-
-        Raises:
-            Stopped: a signal has asked to stop.
-        """
-        self.journal.prune()
-        advice = f"the same command with --resume --out {self.journal.run.path} continues it"
-        self.journal.stop.raise_if_asked(f"{self.path} is written; {advice}")
-
     def close(self) -> None:
         """End the epoch: its batches' hash goes into the manifest."""
+        self.finished = True
         self.seconds = perf_counter() - self.started
         manifest = self.journal.run.manifest
         manifest.setdefault("batches_sha256", {})[str(self.epoch + 1)] = self.digest
         write_json(self.journal.run.path / "manifest.json", manifest)
-
-    def summary(self) -> str:
-        """Training loss, accuracy and speed of the epoch."""
-        count = self.totals["count"]
-        mean, share = self.totals["loss"] / count, self.totals["correct"] / count
-        return f"train {mean:.4f} {share:.4f}  {count / self.seconds:,.0f} images/s"
 
 
 @contextmanager
@@ -298,7 +303,9 @@ def _bar(console: Any, title: str, steps: int) -> Iterator[Any]:
         TextColumn("{task.fields[numbers]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    progress.start()
+    try:
         task = progress.add_task(title, total=steps, numbers="")
         started = perf_counter()
 
@@ -311,3 +318,6 @@ def _bar(console: Any, title: str, steps: int) -> Iterator[Any]:
             progress.update(task, completed=done, numbers=numbers)
 
         yield update
+    finally:
+        with suppress(OSError):  # of a terminal that is gone
+            progress.stop()

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+from common.errors import first_line
 from common.frameworks import FRAMEWORKS
 from common.runs.files import atomic
 from common.runs.folder import RunFolder
 
 COLOURS = {"train": "#3b6fb6", "val": "#e08a1e", "test": "#b3323a"}
+
+
+def redraw(run: RunFolder) -> None:
+    """Draw `curves`, or say why not: no run ends for its picture."""
+    try:
+        curves(run)
+    except Exception as error:  # of any kind, from what a library of pictures may have
+        print(f"warning: {run.path / 'curves.png'} is not drawn: {first_line(error)}", file=sys.stderr)
 
 
 def curves(run: RunFolder) -> Path:

@@ -23,8 +23,8 @@ class Progress:
         versions: of the packages that wrote it.
         step: optimizer steps so far.
         epoch: that `step` belongs to, counted from 0.
-        finished: whether that epoch is, its evaluation included.
-        rows: of metrics.jsonl, of that epoch.
+        finished: whether that epoch is, its evaluation left out.
+        rows: of metrics.jsonl, of training in that epoch.
         evaluations: the rows of earlier epochs that are not of training: what the best epoch is chosen by.
         window: sums of the steps since the last of these rows.
         totals: sums of the steps before it, of that epoch.
@@ -73,3 +73,9 @@ class Progress:
     def epochs(self) -> int:
         """How many are finished."""
         return self.epoch + self.finished
+
+    def summary(self) -> str:
+        """Training loss, accuracy and speed of the epoch."""
+        count = self.totals["count"]
+        mean, share = self.totals["loss"] / count, self.totals["correct"] / count
+        return f"train {mean:.4f} {share:.4f}  {count / self.seconds:,.0f} images/s"

@@ -57,6 +57,9 @@ class Engine(Protocol[State]):
     def share(self, state: State, own: World, first: int) -> tuple[State, int]:
         """Give every process the state, and a number, that process 0 has."""
 
+    def agree(self, goes_on: bool, own: World) -> bool:
+        """Whether training goes on, as process 0 has it; every one has to call it."""
+
     def start_weights(self, state: State, init_from: Path | None) -> tuple[State, tuple[str, ...] | None]:
         """Load the weights that the recipe or `--init-from` asks for; names the layers that stay fresh."""
 

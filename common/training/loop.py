@@ -22,6 +22,8 @@ from common.runs import plots
 from common.runs.folder import RunFolder, default_folder, open_or_create
 from common.runs.journal import EpochRecord, Journal
 from common.runs.manifest import write_manifest
+from common.runs.progress import Progress
+from common.runs.scores import Scores
 from common.stopping import Stop
 from common.training import faults
 from common.training.engine import AfterStep, Engine, Feed, State
@@ -51,6 +53,11 @@ def fit(engine: Engine[State], recipe: Recipe, options: TrainOptions) -> Path | 
             recipe = replace(recipe, class_weights=train.balanced_weights())
         world = engine.join(options.device)
         world.check(recipe, arch)
+        if recipe.patience and "val" not in data:
+            raise UserError(
+                f"patience is {recipe.patience}, which counts epochs by their score on a validation split, and "
+                f"{recipe.dataset} has none: hold one out, --val-fraction 0.1, or set patience to 0."
+            )
         products = engine.check_precision(recipe, options)
         job = _Job(engine, recipe, options, arch, data, skipped, world, products)
         path = None
@@ -141,14 +148,17 @@ def _lead(job: _Job[State], state: State) -> Path:
             if fault := _diagnose(job, error, journal):
                 raise UserError(fault) from error
             raise
-        best, dest = run.checkpoint(journal.final_epoch(), engine.framework), run.path / "model.safetensors"
-        engine.publish(best, dest, recipe, job.arch, recipe.epochs * job.steps, list(names))
+        final, dest = journal.final_epoch(), run.path / "model.safetensors"
+        best = run.checkpoint(final, engine.framework)
+        engine.publish(best, dest, recipe, job.arch, final * job.steps, list(names))
         journal.close(peak)
     return run.path
 
 
 def _train_epochs(job: _Job[State], state: State, journal: Journal) -> int:
-    """Train from where the journal stands to the last epoch, with a checkpoint and an evaluation after each.
+    """Train from where the journal stands to the last epoch, with a checkpoint and then an evaluation after each.
+
+    A resumed run evaluates its last finished epoch again: of that evaluation no checkpoint knows.
 
     Returns:
         The peak of memory, in bytes.
@@ -160,15 +170,35 @@ def _train_epochs(job: _Job[State], state: State, journal: Journal) -> int:
     engine, feeds = job.engine, job.feeds(state)
     train = feeds.pop("train")
     with journal.stop.waiting():
+        if journal.progress.finished:
+            _evaluate(job, state, feeds, journal, journal.progress)
         for epoch in range(journal.progress.epochs, job.recipe.epochs):
+            if not engine.agree(journal.goes_on(epoch), job.world):
+                break
             with journal.epoch(epoch) as record:
                 state = engine.train_epoch(state, train(epoch, train=True, start=record.done), _recording(job, record))
-            scores = {split: engine.evaluate(state, feed) for split, feed in feeds.items()}
-            journal.scores(epoch, scores, record)
-            engine.save(record.path, state, record.progress())
-            plots.curves(journal.run)
-            record.saved()
+            progress = record.progress()
+            engine.save(record.path, state, progress)
+            journal.stop_if_asked(record.path)
+            _evaluate(job, state, feeds, journal, progress)
     return engine.peak_memory(state)
+
+
+def _evaluate(
+    job: _Job[State], state: State, feeds: Mapping[Split, Feed], journal: Journal, progress: Progress
+) -> None:
+    """Score the epoch that a checkpoint ends, tell of it and draw it.
+
+    Raises:
+        Stopped: a signal has asked to stop.
+    """
+    journal.scores(_score(job, state, feeds), progress)
+    plots.redraw(journal.run)
+    journal.stop_if_asked(journal.run.checkpoint(progress.epochs, journal.framework))
+
+
+def _score(job: _Job[State], state: State, feeds: Mapping[Split, Feed]) -> dict[Split, Scores]:
+    return {split: job.engine.evaluate(state, feed) for split, feed in feeds.items()}
 
 
 def _recording(job: _Job[State], record: EpochRecord) -> AfterStep[State]:
@@ -178,7 +208,8 @@ def _recording(job: _Job[State], record: EpochRecord) -> AfterStep[State]:
         record(batch, job.engine.add_up(sums, job.world))
         if record.due:
             job.engine.save(record.path, state, record.progress())
-            record.saved()
+            record.journal.prune()
+            record.journal.stop_if_asked(record.path)
 
     return after
 
@@ -193,11 +224,14 @@ def _follow(job: _Job[State], state: State) -> None:
         state, first = engine.share(state, world, 0)
         feeds = job.feeds(state)
         train = feeds.pop("train")
+        if first and engine.steps_done(state) == first * job.steps:
+            _score(job, state, feeds)
         for epoch in range(first, job.recipe.epochs):
+            if not engine.agree(True, world):
+                break
             steps = train(epoch, train=True, start=engine.steps_done(state) - epoch * job.steps)
             state = engine.train_epoch(state, steps, lambda batch, state, sums: engine.add_up(sums, world))
-            for feed in feeds.values():
-                engine.evaluate(state, feed)
+            _score(job, state, feeds)
 
 
 def _restore(job: _Job[State], state: State, journal: Journal) -> tuple[State, Fresh]:

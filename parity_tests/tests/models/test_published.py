@@ -404,6 +404,7 @@ BY_DEFAULT: dict[type, Table] = {
             "class_weights": "equal",
             "pretrained": "no",
             "val_fraction": 0,
+            "patience": 0,
             "precision": "float32",
             "seed": 0,
         },

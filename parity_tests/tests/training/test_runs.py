@@ -489,6 +489,40 @@ def test_a_validation_split_chooses_the_weights(
     assert f"{rows['val'][0]['accuracy']:.4f} {round(157 * rows['val'][0]['accuracy'])}/157  " in line
 
 
+@both
+def test_training_stops_early(
+    framework: Framework, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Epochs 3 and 4 are made no better than epoch 2 on the validation split: it is the result, and the run is over."""
+    original, rights = ENGINE[framework].evaluate, iter((90, 100, 99, 100))
+
+    def scored(*arguments: Any, **options: Any) -> Scores:
+        scores = original(*arguments, **options)
+        splits = [argument.data.split for argument in arguments if isinstance(argument, FEEDS)]
+        return replace(scores, top1=next(rights)) if splits == ["val"] else scores
+
+    words, path = ("--val-fraction", 0.1093, "--patience", 2, "--epochs", 9), tmp_path / "run"
+    monkeypatch.setattr(ENGINE[framework], "evaluate", scored)
+    run = train(framework, path, *words)
+    why = "none since epoch 2 was better on the validation split (0.6369), and patience is 2"
+    assert f"stopping early, after epoch 4 of 9: {why}" in run.out
+    assert "after epoch 2, which was best on the validation split" in run.out
+    assert {row["epoch"] for row in run.rows} == {1, 2, 3, 4}
+    folder, before = RunFolder(path), snapshot(path)
+    second = tensors(framework, folder.checkpoints(framework)[1], folder.arch)
+    result, metadata = exchange.read(path / "model.safetensors")
+    assert all(np.array_equal(result[name], second[name]) for name in result)
+    assert metadata[exchange.COUNTER] == "40"
+    rights = iter((100,))
+    monkeypatch.setattr(TRAIN[framework], "train_step", None)
+    assert why in train(framework, path, *words, "--resume").out
+    changed = {name for name, content in snapshot(path).items() if before[name] != content}
+    assert changed <= {"manifest.json", "curves.png"}  # the peak of memory
+    said = refused_training(framework, capsys, *FAST, "--patience", 2, "--out", tmp_path / "other")
+    assert "patience is 2, which counts epochs by their score on a validation split, and digits has none" in said
+    assert not (tmp_path / "other").exists()
+
+
 def test_held_out_examples_are_not_trained_on() -> None:
     whole, _ = load_dataset("digits")
     recipe = replace(get_recipe("digits"), val_fraction=0.25)
@@ -521,6 +555,7 @@ BAD_INPUT = {
     "batch size": ((*FAST, "--batch-size", "0"), r"batch_size is 0; it must be at least 1"),
     "learning rate": ((*FAST, "--optimizer.lr", "-0.1"), r"optimizer\.lr is -0\.1; it must be positive and finite"),
     "rate of nan": ((*FAST, "--optimizer.lr", "nan"), r"optimizer\.lr is nan; it must be positive and finite"),
+    "patience": ((*FAST, "--patience", "-1"), r"patience is -1; it must be at least 0"),
     "fraction": ((*FAST, "--val-fraction", "1"), r"val_fraction is 1\.0; it must be in \[0, 1\)"),
     "seed": ((*FAST, "--seed", "-1"), r"seed is -1; it must be from 0 to 2\*\*32 - 1"),
     "small image": ((*FAST, "--arch", "alexnet"), r"16x16 is too small: pool2 needs 3x3 and receives 1x1\..*63x63"),
@@ -564,6 +599,22 @@ def test_a_gpu_that_is_not_there(framework: Framework, tmp_path: Path, capsys: p
     message = refused_training(framework, capsys, *FAST, "--device", "gpu", "--out", tmp_path / "run")
     assert "--device gpu: " in message
     assert "sees no GPU" in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Unable to initialize backend 'cuda'"), AssertionError()])
+def test_a_platform_that_is_not_there(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What JAX raises depends on whether it has a plugin for the platform."""
+
+    def missing(**options: Any) -> None:
+        raise error
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr(jax, "local_devices", missing)
+    said = refused_training("flax", capsys, *FAST, "--out", tmp_path / "run")
+    assert "error: JAX_PLATFORMS is 'cuda': unset it, or set it to cpu. JAX says: " in said
     assert not (tmp_path / "run").exists()
 
 

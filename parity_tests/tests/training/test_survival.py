@@ -28,6 +28,7 @@ from hypothesis.strategies import integers
 from safetensors.numpy import save_file
 
 import common.runs.files
+import common.runs.plots
 from common.arch.spec import Arch
 from common.arch.zoo import ARCHS
 from common.commands.train import run_train
@@ -155,7 +156,7 @@ def test_a_killed_run_goes_on_bit_for_bit(framework: Framework, calm: Callable[[
 
 
 @both
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_ends_the_step_and_leaves_a_checkpoint(
     framework: Framework,
     number: signal.Signals,
@@ -182,6 +183,106 @@ def test_a_signal_ends_the_step_and_leaves_a_checkpoint(
     code, said = train(framework, path, "--resume", "--log-every", 3)
     assert (code, "resuming after step 4, in epoch 1" in said) == (0, True)
     assert reproducible(RunFolder(path).metrics())[1:] == reproducible(RunFolder(calm(framework)).metrics())[2:]
+
+
+class Closed(io.StringIO):
+    """What an epoch's line cannot be printed to."""
+
+    def write(self, text: str) -> int:
+        if text.startswith("epoch "):
+            raise BrokenPipeError
+        return super().write(text)
+
+
+@both
+def test_a_trained_epoch_is_kept(
+    framework: Framework, calm: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its evaluation fails, then the line about it; resumed, it is evaluated first, and the run ends as any other."""
+
+    def unreadable(*arguments: Any) -> Scores:
+        raise UserError("Cannot read the image 7.png.")
+
+    path = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(ENGINE[framework], "evaluate", unreadable)
+        assert train(framework, path, "--log-every", 3)[0] == 2
+    assert stems(path) == ["epoch_0001"]
+    assert {row["split"] for row in RunFolder(path).metrics()} == {"train"}
+    with redirect_stdout(Closed()), pytest.raises(BrokenPipeError):
+        run_train(TRAIN[framework].fit, [*WORDS, "--out", str(path), "--log-every", "3", "--resume"])
+    assert RunFolder(path).metrics()[-1]["split"] == "test"
+    with monkeypatch.context() as patch:
+        patch.setattr(common.runs.plots, "curves", unreadable)
+        code, said = train(framework, path, "--log-every", 3, "--resume")
+    assert code == 0, said
+    assert "resuming after epoch 1" in said
+    assert said.count(f"warning: {path}/curves.png is not drawn: Cannot read the image 7.png\n") == EPOCHS
+    assert_same_run(path, calm(framework))
+
+
+def command(*lines: str, before: tuple[str, ...] = (), **options: Any) -> subprocess.CompletedProcess[str]:
+    """A program of its own that these lines make a command of; `before` runs it."""
+    program = "\n ".join(("def run():", *lines)) + "\nfrom common.commands.shell import guard\nguard(run)"
+    words, streams = [*before, sys.executable, "-c", program], {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.run(words, text=True, check=False, cwd=ROOT, **(streams | options))
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("print('x', flush=True)", 128 + signal.SIGPIPE),
+        ("print('x')", 128 + signal.SIGPIPE),
+        ("print('x'); raise SystemExit", 128 + signal.SIGPIPE),
+        ("print('x'); raise SystemExit(3)", 3),
+    ],
+)
+def test_a_closed_pipe_ends_a_command_quietly(line: str, code: int) -> None:
+    """`... | head` goes before all is printed."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as nobody:
+        done = command(line, stdout=nobody, env=os.environ | {"PYTHONUNBUFFERED": ""})
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+def test_a_full_disk_behind_what_is_printed() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = command("print('x', flush=True)", stdout=full)
+    assert (done.returncode, done.stderr) == (2, "error: Cannot print: No space left on device.\n")
+
+
+def test_a_fault_of_another_pipe_is_shown() -> None:
+    done = command("raise BrokenPipeError('of another one')")
+    assert (done.returncode, "of another one" in done.stderr) == (1, True)
+
+
+def test_what_a_terminal_cannot_show_is_escaped() -> None:
+    done = command(r"print('\u7279\udcff')", env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stdout) == (0, "\\u7279\\udcff\n")
+
+
+def test_a_notebooks_backend_is_not_needed() -> None:
+    done = command("import matplotlib", env=os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"})
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_folder_that_is_gone(tmp_path: Path) -> None:
+    shell = ("sh", "-c", f'cd {tmp_path}; rmdir {tmp_path}; exec "$0" "$@"')
+    done = command("print('on')", before=shell, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: The folder that this command was started in is gone: start it in another one.\n"
+
+
+def test_nohup_is_obeyed() -> None:
+    done = command(
+        "import os, signal",
+        "os.kill(os.getpid(), signal.SIGHUP)",
+        "print('on')",
+        "os.kill(os.getpid(), signal.SIGUSR1)",
+        before=("nohup",),
+    )
+    assert (done.returncode, done.stdout) == (128 + signal.SIGUSR1, "on\n")
 
 
 @both
@@ -355,7 +456,11 @@ def test_out_of_memory_says_what_fits(framework: Framework, tmp_path: Path, monk
 
 @both
 def test_a_full_disk(
-    framework: Framework, calm: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    framework: Framework,
+    calm: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Files may grow to 64 KiB and no further: the checkpoint cannot be written, the run stays as it was."""
     path, lost = shutil.copytree(calm(framework), tmp_path / "run"), f"epoch_0002{FRAMEWORKS[framework].suffix}"
@@ -375,6 +480,7 @@ def test_a_full_disk(
     assert code == 2
     assert f"error: Cannot write {path / 'checkpoints' / lost}: File too large." in said
     assert "Traceback" not in said
+    assert capfd.readouterr().err == ""  # of threads
     assert snapshot(path / "checkpoints") == before
     monkeypatch.setattr(ENGINE[framework].checkpoint, "save", save)
     assert train(framework, path, "--resume", "--log-every", 3)[0] == 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -277,6 +278,18 @@ def test_resuming_with_another_number_of_processes(framework: Framework, tmp_pat
     assert {path.name for path in whole.iterdir()} == {path.name for path in parts.iterdir()}
 
 
+@pytest.mark.parametrize("framework", ["torch", pytest.param("flax", marks=pytest.mark.full)])
+def test_all_processes_stop_early(framework: Framework, tmp_path: Path) -> None:
+    """At a rate so small that nothing improves; resumed, they evaluate once more and are done."""
+    few = ("--val-fraction", "0.1", "--patience", "1", "--epochs", "5", "--optimizer.lr", "1e-12")
+    for words in ((), ("--resume",)):
+        code, out, err = finish(start(2, f"{framework}_impl.train", *FEW, *few, "--out", str(tmp_path / "run"), *words))
+        assert code == 0, err
+        assert "stopping early, after epoch 2 of 5: none since epoch 1 was better" in out
+        assert "after epoch 1, which was best on the validation split" in out
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 2
+
+
 LEAVING = """
 import sys
 from pathlib import Path
@@ -394,6 +407,19 @@ def test_a_dead_process_ends_the_job(framework: Framework, rank: int, tmp_path: 
         assert not any(Path(f"/proc/{pid}").exists() for pid in started.values())
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, pytest.param(signal.SIGHUP, marks=pytest.mark.full)])
+@pytest.mark.parametrize("framework", ["torch", pytest.param("flax", marks=pytest.mark.full)])
+def test_a_signal_to_the_launcher_leaves_a_checkpoint(
+    framework: Framework, number: signal.Signals, tmp_path: Path
+) -> None:
+    with endless(framework, tmp_path / "run", 2) as process:
+        process.send_signal(number)
+        code, _, err = finish(process, 60)
+    assert code == 128 + number
+    assert f"{number.name}: {tmp_path}/run/checkpoints/epoch_" in err
+    assert "Traceback" not in err
+
+
 @pytest.mark.full
 @both
 def test_nobody_needs_to_watch(framework: Framework, tmp_path: Path) -> None:
@@ -432,6 +458,25 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 )
 def test_a_launch_that_cannot_be(words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert message in refused(capsys, *words)
+
+
+def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher says so before it starts anything, and so does process 0; under torchrun it is torchrun's own."""
+    with socket.create_server(("localhost", 0)) as taken:
+        address = f"localhost:{taken.getsockname()[1]}"
+        message = f"Process 0 cannot listen on port {taken.getsockname()[1]}: Address already in use. Name another one."
+        assert message in refused(capsys, "--address", address, "--", "x")
+        with pytest.raises(UserError, match=message), World(0, 2, 0, address).meeting():
+            raise AssertionError
+        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+        with World(0, 2, 0, address).meeting():
+            pass
+    assert "There is no port 65536" in refused(capsys, "--address", "localhost:65536", "--", "x")
+    with (
+        pytest.raises(UserError, match=rf"process 1 of 2 cannot meet the others at {address}: no answer\."),
+        World(1, 2, 1, address).meeting(),
+    ):
+        raise RuntimeError("no answer.\n  at socket.cpp:1")
 
 
 def test_the_environment_says_who_one_is() -> None:

@@ -624,8 +624,9 @@ class TestJournal:
         with journal.epoch(epoch) as record:
             for n, loss, right in zip(self.SIZES, self.LOSSES, self.RIGHT, strict=True):
                 record(small_batch(n), {"loss": loss, "correct": right, "count": n})
-        journal.scores(epoch, {"test": scores}, record)
-        return record.summary()
+        progress = record.progress()
+        journal.scores({"test": scores}, progress)
+        return progress.summary()
 
     def test_rows_are_means_over_examples(self, journal: Journal) -> None:
         """numpy's weighted means, and the rate of the last step that a row is of."""

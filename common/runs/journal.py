@@ -114,13 +114,18 @@ class Journal:
         record.close()
 
     def scores(self, scores: Mapping[Split, Scores], progress: Progress) -> None:
-        """Write the evaluations of the epoch that a checkpoint ends, delete older checkpoints, and print its line."""
+        """Write the evaluations of the epoch that a checkpoint ends, delete older checkpoints, and print its line.
+
+        Raises:
+            Stopped: a signal has asked to stop; perhaps there is no terminal any more to print on.
+        """
         for split, score in scores.items():
             numbers = {"loss": score.mean_loss, "accuracy": score.accuracy, "top5": score.top5 / score.count}
             row = {"step": progress.step, "epoch": progress.epochs, "split": split, **numbers}
             self.run.log(**row)
             self.evaluations.append(row)
         self.prune()
+        self.stop_if_asked(self.run.checkpoint(progress.epochs, self.framework))
         tested = "  ".join(f"{split} {score.mean_loss:.4f} {score.accuracy:.4f}" for split, score in scores.items())
         print(f"epoch {progress.epochs:3d}/{self.recipe.epochs}  {progress.summary()}  {tested}", flush=True)
 

@@ -194,7 +194,6 @@ def _evaluate(
     """
     journal.scores(_score(job, state, feeds), progress)
     plots.redraw(journal.run)
-    journal.stop_if_asked(journal.run.checkpoint(progress.epochs, journal.framework))
 
 
 def _score(job: _Job[State], state: State, feeds: Mapping[Split, Feed]) -> dict[Split, Scores]:

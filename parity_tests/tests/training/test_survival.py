@@ -185,6 +185,27 @@ def test_a_signal_ends_the_step_and_leaves_a_checkpoint(
     assert reproducible(RunFolder(path).metrics())[1:] == reproducible(RunFolder(calm(framework)).metrics())[2:]
 
 
+@both
+def test_a_signal_in_an_evaluation(
+    framework: Framework, calm: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is finished and kept; nothing more is printed, for there may be no terminal any more."""
+    original, path = ENGINE[framework].evaluate, tmp_path / "run"
+
+    def signalled(*arguments: Any, **options: Any) -> Scores:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return original(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ENGINE[framework], "evaluate", signalled)
+        code, said = train(framework, path, "--log-every", 3)
+    assert (code, "epoch   1/2" in said) == (128 + signal.SIGHUP, False)
+    assert f"SIGHUP: {path}/checkpoints/epoch_0001{FRAMEWORKS[framework].suffix} is written; " in said
+    assert RunFolder(path).metrics()[-1]["split"] == "test"
+    assert train(framework, path, "--resume", "--log-every", 3)[0] == 0
+    assert_same_run(path, calm(framework))
+
+
 class Closed(io.StringIO):
     """What an epoch's line cannot be printed to."""
 

@@ -51,13 +51,13 @@ def fit(engine: Engine[State], recipe: Recipe, options: TrainOptions) -> Path | 
         arch = recipe.model_arch(train.image, len(train.class_names))
         if recipe.class_weights == "balanced":
             recipe = replace(recipe, class_weights=train.balanced_weights())
-        world = engine.join(options.device)
-        world.check(recipe, arch)
         if recipe.patience and "val" not in data:
             raise UserError(
                 f"patience is {recipe.patience}, which counts epochs by their score on a validation split, and "
                 f"{recipe.dataset} has none: hold one out, --val-fraction 0.1, or set patience to 0."
             )
+        world = engine.join(options.device)
+        world.check(recipe, arch)
         products = engine.check_precision(recipe, options)
         job = _Job(engine, recipe, options, arch, data, skipped, world, products)
         path = None

@@ -40,10 +40,8 @@ def examples(
         raise UserError(f"{network.title} does not say on what it was trained: name a dataset, --dataset folder:PATH.")
     own = network.path is not None and name == recipe.dataset
     if network.path and not own and name.startswith("folder:"):
-        prints = {
-            part: found.fingerprint() for part, found in load_splits(replace(recipe, dataset=name), data_dir, skipped).items()
-        }
-        own = network.splits == {**network.splits, **prints}
+        found = load_splits(replace(recipe, dataset=name), data_dir, skipped)
+        own = all(network.splits.get(part) == data.fingerprint() for part, data in found.items())
         if own:
             print(f"note: {name} holds the files of the training, by their names: split as there", file=sys.stderr)
     if own:

@@ -158,9 +158,7 @@ def test_the_rest_is_strict(tmp_path: Path) -> None:
 
 def test_a_pickled_module_gets_a_way_on(tmp_path: Path) -> None:
     torch.save(torch_impl.build(SMALL), tmp_path / "x.pth")
-    with pytest.raises(
-        UserError, match=r"model\.AlexNet\).*could run code.*torch\.save\(model\.state_dict"
-    ):
+    with pytest.raises(UserError, match=r"model\.AlexNet\).*could run code.*torch\.save\(model\.state_dict"):
         pth.read_pth(tmp_path / "x.pth")
 
 

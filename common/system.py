@@ -8,7 +8,21 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from common.errors import UserError
+
 PACKAGES = ("torch", "torchvision", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def expanded(name: str) -> Path:
+    """A path as it is typed, its ~ replaced.
+
+    Raises:
+        UserError: nobody says where that home is: of ~somebody unknown, or of a user whom the system does not know.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{name} cannot be found: {str(error).rstrip('.')}; name the folder without ~.") from error
 
 
 def package_versions(more: tuple[str, ...] = ()) -> dict[str, str]:

@@ -15,6 +15,7 @@ from common.data.listing import IMAGE_SUFFIXES, Tree, is_text
 from common.data.sources import Files, Photographs
 from common.data.spec import Split
 from common.errors import UserError
+from common.system import expanded
 
 # What people call the folder of a split; None: of pictures without labels, which nobody can train on.
 SPLIT_NAMES: dict[str, Split | None] = {
@@ -33,8 +34,8 @@ def folder_of(name: str) -> Path:
         UserError: it begins with ~somebody who is unknown.
     """
     try:
-        return Path(name.removeprefix("folder:")).expanduser()
-    except RuntimeError as error:  # ~somebody
+        return expanded(name.removeprefix("folder:"))
+    except UserError as error:
         raise UserError(f"The dataset {name!r} is not there: {error}") from error
 
 

@@ -30,6 +30,7 @@ from common.data.photos import FORMATS, decoded, flatten, upright
 from common.data.sources import Arrays, Photographs
 from common.data.spec import DATASETS, DatasetSpec, Split
 from common.errors import UserError, lookup
+from common.system import expanded
 
 ARCHIVES = {"imagenet2012": ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")}
 ARCHIVES_FROM = "https://image-net.org/download-images"
@@ -208,8 +209,7 @@ def _open_splits(name: str, spec: DatasetSpec, data_dir: Path | None) -> tuple[l
 
 def _root(data_dir: Path | None) -> Path:
     """Where datasets are kept, absolute."""
-    given = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return Path(given).expanduser().absolute()
+    return expanded(str(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")).absolute()
 
 
 def _command(name: str, root: Path) -> str:

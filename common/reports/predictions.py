@@ -22,6 +22,7 @@ from common.data.sources import Arrays
 from common.errors import UserError
 from common.reports.figures import save_figure, shorten
 from common.runs.files import atomic, write_csv
+from common.system import expanded
 from common.weights.network import Network
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def find_images(place: str) -> tuple[Path, list[Path], str]:
         raise UserError("Name an image, or a folder of images: make predict IMAGE=cat.jpg.")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", place) and not Path(place).exists():
         raise UserError(f"{shorten(place, 100)} is a URL: download the image, then name the file.")
-    path = Path(place).expanduser()
+    path = expanded(place)
     try:
         if path.is_file():
             return path.parent, [path], ""
@@ -190,7 +191,7 @@ def predict_place(place: str, network: Network, predict: Predictor, top: int, ou
             draw(picture, prediction, network.title)
             done.append(replace(prediction, image=None))  # type: ignore[arg-type]
         written = [f"{done[0].name}.png" if len(files) == 1 else f"{len(done)} pictures"] if done else []
-        if Path(place).expanduser().is_dir() and done:
+        if expanded(place).is_dir() and done:
             written.append(PREDICTIONS)
             write_predictions(out / PREDICTIONS, done)
         if grad_cam and done:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
@@ -257,7 +258,11 @@ def _take(value: Any, shape: tuple[int, ...], tensors: Tensors, name: str) -> st
 
 def pretrained_path() -> Path:
     """Where `make weights` puts torchvision's ImageNet weights in the exchange format."""
-    return Path.home() / ".cache" / "alexnet-twice" / "alexnet_imagenet1k_v1.safetensors"
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user without a home, as in some containers
+        home = Path(gettempdir())
+    return home / ".cache" / "alexnet-twice" / "alexnet_imagenet1k_v1.safetensors"
 
 
 def pretrained_file(path: Path | None = None) -> Path:

@@ -19,8 +19,8 @@ class TrainOptions:
     Attributes:
         out: the run folder; a new one below `runs` when not given.
         resume: continue the run in `out`.
-        init_from: start from this file of weights (.safetensors, or .pth in PyTorch): a whole network, one with
-            another last layer, or a backbone alone.
+        init_from: start from these weights (a .safetensors, in PyTorch a .pth, a run folder, or a checkpoint of the
+            same framework): a whole network, one with another last layer, or a backbone alone.
         data_dir: where tensorflow-datasets keeps its data (default: TFDS_DATA_DIR, else ~/tensorflow_datasets).
         device: to compute on.
         log_every: steps between two rows of metrics.jsonl.

@@ -232,7 +232,7 @@ def _accept(state: Mapping[str, Any], wanted: dict[str, tuple[int, ...]], arch: 
             problems.append(f"{name} {problem}")
     if problems:
         wrapped = bool(state) and all(name.startswith("module.") for name in state)
-        hint = " The names begin with 'module.', which DataParallel puts there: strip it." * wrapped
+        hint = " The names begin with 'module.', which DataParallel puts there: torch_impl.weights strips it." * wrapped
         fault = "; ".join(sorted(problems))
         raise UserError(f"{where} does not fit {arch.name} with {arch.classes} classes: {fault}.{hint}")
     return {name: tensors[name] for name in wanted}

@@ -184,6 +184,8 @@ def check_onnx(proto: Any, opset: int) -> bytes:
             f"Take {written} or leave --opset out."
         )
     # What each exporter writes is its newest; the runtimes of this operator set open files up to that of its time.
+    for part in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        part.ClearField("metadata_props")  # of IR 10, and full of this machine's paths
     proto.ir_version = onnx.helper.find_min_ir_version_for(proto.opset_import, ignore_unknown=True)
     try:
         onnx.checker.check_model(proto, full_check=True)

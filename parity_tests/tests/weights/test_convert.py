@@ -307,12 +307,6 @@ def test_a_foreign_pth_is_refused(content: bytes, message: str, tmp_path: Path) 
         pth.read_pth(tmp_path / "foreign.pth")
 
 
-def test_a_checkpoint_around_a_state_dict_is_explained(tmp_path: Path) -> None:
-    torch.save({"epoch": 3, "state_dict": {"fc8.bias": torch.zeros(2)}}, tmp_path / "wrapped.pth")
-    with pytest.raises(UserError, match=r"epoch, state_dict is no tensor\. Save that alone: 'state_dict'"):
-        pth.read_pth(tmp_path / "wrapped.pth")
-
-
 def test_a_pth_under_the_other_suffix_is_explained(tmp_path: Path) -> None:
     torch.save(torch_impl.build(SMALL).state_dict(), tmp_path / "named.safetensors")
     with pytest.raises(UserError, match=r"is a file that torch\.save wrote.*torch_impl\.weights"):

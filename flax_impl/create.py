@@ -9,7 +9,6 @@ from common.arch.initializers import get_init
 from common.arch.zoo import get_arch
 from flax_impl.init import initialize
 from flax_impl.model import AlexNet, LeNet, build
-from flax_impl.weights import load_pretrained
 
 
 def create(
@@ -31,5 +30,9 @@ def create(
     model = build(arch)
     variables = initialize(model, get_init(init), seed)
     if pretrained:
+        from flax_impl.weights import (
+            load_pretrained,
+        )  # not before `python -m` does
+
         variables, _ = load_pretrained(variables, arch, None if pretrained is True else Path(pretrained))
     return model, variables

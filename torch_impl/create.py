@@ -6,7 +6,6 @@ from common.arch.initializers import get_init
 from common.arch.zoo import get_arch
 from torch_impl.init import initialize
 from torch_impl.model import AlexNet, LeNet, build
-from torch_impl.weights import load_pretrained
 
 
 def create(
@@ -28,5 +27,9 @@ def create(
     model = build(arch)
     initialize(model, get_init(init), seed)
     if pretrained:
+        from torch_impl.weights import (
+            load_pretrained,
+        )  # not before `python -m` does
+
         load_pretrained(model, arch)
     return model

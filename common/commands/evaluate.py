@@ -132,7 +132,7 @@ def _networks(command: _EvaluateCommand, framework: Framework, names: ClassNames
             raise UserError("--arch, --recipe and --classes are for a .safetensors file, not for --pretrained.")
         return [pretrained(names())], command.out or Path("runs") / "pretrained" / "evaluation"
     if not command.path:
-        raise UserError("Name a run folder, a checkpoint or a .safetensors file, or say --pretrained.")
+        raise UserError("Name a run folder or a checkpoint, or say --pretrained.")
     chosen = [complete(network, names) for network in networks_at(command.path, framework, "evaluate", given)]
     run = run_at(command.path)
     return chosen, command.out or (run.path if run else command.path.parent) / "evaluation"

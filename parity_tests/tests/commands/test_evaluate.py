@@ -390,7 +390,8 @@ class TestARun:
         [
             ((), "Name a run folder or a checkpoint, or say --pretrained."),
             (("nowhere", "--pretrained"), "--pretrained scores torchvision's weights, so it goes without nowhere."),
-            (("nowhere", "--dataset", "cifar10"), "--dataset goes with --pretrained"),
+            (("nowhere", "--dataset", "cifar10"), "There is no run folder, checkpoint or .safetensors file nowhere."),
+            (("--pretrained", "--recipe", "digits"), "are for a .safetensors file, not for --pretrained."),
         ],
     )
     def test_what_does_not_go_together(

@@ -109,8 +109,8 @@ def _check_data(
     found = []
     if run.class_names != list(class_names):
         told = difference(class_names, run.class_names)
-        before, now = (", ".join(names[:5]) for names in (run.class_names, class_names))
-        found.append(f"the classes {before}, and there are {now} now{f' ({told})' if told else ''}")
+        then, since = (", ".join(names[:5]) for names in (run.class_names, class_names))
+        found.append(f"the classes {then}, and there are {since} now{f' ({told})' if told else ''}")
     recorded: Any = run.manifest.get("data")
     for split, now in prints.items() if isinstance(recorded, dict) else ():
         before = recorded[split] if isinstance(recorded.get(split), dict) else {}

@@ -68,7 +68,7 @@ def backward(state: TrainState, x: Tensor, targets: Tensor, count: int) -> tuple
         logits = state.network(x).to(x.dtype)
     smoothing, weights = state.recipe.label_smoothing, state.recipe.class_weights
     weight = None if weights == "equal" else constant(weights, x.dtype, x.device)
-    loss = F.cross_entropy(logits, targets, weight, reduction="sum", label_smoothing=smoothing)
+    loss = F.cross_entropy(logits, targets, weight=weight, reduction="sum", label_smoothing=smoothing)
     # Of gradients, DistributedDataParallel gives the mean over the processes.
     state.scaler.scale(loss * state.world.size / count).backward()
     return loss.detach(), logits.detach()

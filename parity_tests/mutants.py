@@ -244,12 +244,12 @@ def _rate_per_step(f: Any, optimizer: Any, spec: Schedule, steps: int, epochs: i
     return f(optimizer, spec, 1, epochs)
 
 
-def _smoothed(f: Any, logits: torch.Tensor, targets: torch.Tensor, **keywords: Any) -> torch.Tensor:
-    return f(logits, targets, **{**keywords, "label_smoothing": 0.1})
+def _smoothed(f: Any, *tensors: torch.Tensor, **keywords: Any) -> torch.Tensor:
+    return f(*tensors, **{**keywords, "label_smoothing": 0.1})
 
 
-def _over_full_batch(f: Any, logits: torch.Tensor, targets: torch.Tensor, **keywords: Any) -> torch.Tensor:
-    return f(logits, targets, **keywords) * len(logits) / 8
+def _over_full_batch(f: Any, logits: torch.Tensor, *rest: torch.Tensor, **keywords: Any) -> torch.Tensor:
+    return f(logits, *rest, **keywords) * len(logits) / 8
 
 
 def _weighed_alike(f: Any, state: Any, x: torch.Tensor, targets: torch.Tensor, count: int) -> Any:

@@ -11,7 +11,9 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 Trace = Mapping[str, Mapping[str, Array]]
 
-_EXACT = 1e-6  # residual, relative, below which a hypothesis explains a difference
+_EXACT = 1e-6  # what rounding may leave, relative, where two tensors are the same
+_MULTIPLE = 0.99995  # the cosine above which one tensor is a multiple of another: a hundredth of it is something else
+_ROUNDING = 0.3  # how far rounding may have one sign, or follow the values
 
 
 def likely_cause(phase: str, tensor: str, left: Trace, right: Trace, names: tuple[str, str] = ("left", "right")) -> str:
@@ -38,7 +40,7 @@ def likely_cause(phase: str, tensor: str, left: Trace, right: Trace, names: tupl
 def as_float64(values: Array) -> Array:
     """Numbers of any kind as float64, a complex one as its two parts."""
     if values.dtype.kind == "c":
-        values = np.stack([values.real, values.imag], -1)
+        values = np.stack([values.real, values.imag])
     return values.astype(np.float64)
 
 
@@ -46,20 +48,20 @@ def _masks(tensor: str, a: Array, b: Array) -> str:
     differ = float(np.mean((a == 0) != (b == 0)))
     if "drop" not in tensor or not differ:
         return ""
-    shares, spread = (float(np.mean(a == 0)), float(np.mean(b == 0))), 0.5 / np.sqrt(a.size)
-    if abs(shares[0] - shares[1]) > 6 * spread:
-        return f"{shares[0]:.1%} against {shares[1]:.1%} are zero: another dropout rate."
+    ours, theirs = (float(np.mean(values == 0)) for values in (a, b))
+    if abs(ours - theirs) > 3 / np.sqrt(a.size):  # six standard errors of a share, where they are largest
+        return f"{ours:.1%} against {theirs:.1%} are zero: another dropout rate."
     return f"{differ:.1%} of the zeros are in other places: other dropout masks (key, step, path or order)."
 
 
 def _mirrored(phase: str, a: Array, b: Array) -> str:
     if phase != "input" or a.ndim != 4:
         return ""
-    differs = np.array([not np.allclose(x, y, rtol=_EXACT, atol=_EXACT) for x, y in zip(a, b, strict=True)])
-    mirrored = all(
-        np.allclose(x[..., ::-1], y, rtol=_EXACT, atol=_EXACT) for x, y in zip(a[differs], b[differs], strict=True)
-    )
-    return f"{differs.sum()} of {len(a)} images are mirrored on one side only: the flips." * mirrored
+    limit = _EXACT * np.abs(a).max()
+    same, mirrored = (np.abs(images - b).max((1, 2, 3)) <= limit for images in (a, a[..., ::-1]))
+    if same.all() or not (same | mirrored).all():
+        return ""
+    return f"{(~same).sum()} of {len(a)} images are mirrored on one side only: the flips."
 
 
 def _reordered(a: Array, b: Array) -> str:
@@ -75,7 +77,7 @@ def _decay(phase: str, tensor: str, a: Array, b: Array, left: Trace) -> str:
         return ""
     name = tensor.split("/")[-1]
     values = left.get("parameter", {}).get(name)
-    if values is None or not _multiple(a - b, values.astype(np.float64), 1e-2):
+    if values is None or not _along(a - b, as_float64(values), _MULTIPLE):
         return ""
     return (
         "The difference is a multiple of the parameters: weight decay (its rate, or before against after the momentum)."
@@ -88,23 +90,22 @@ def _rate(phase: str, tensor: str, a: Array, b: Array, left: Trace) -> str:
         return ""
     for slot in ("momentum_buffer/", "exp_avg/"):
         values = left.get("optimizer", {}).get(slot + tensor)
-        if values is not None and _multiple(a - b, values.astype(np.float64), 1e-2):
+        if values is not None and _along(a - b, as_float64(values), _MULTIPLE):
             return "The difference is a multiple of the update: the learning rate or its schedule."
     gradient = left.get("gradient", {}).get(tensor)
-    if gradient is not None and _multiple(a - b, gradient.astype(np.float64), 1e-2):
+    if gradient is not None and _along(a - b, as_float64(gradient), _MULTIPLE):
         return "The difference is a multiple of the gradient: the learning rate, its schedule or Nesterov's step."
     return ""
 
 
 def _shifted(a: Array, b: Array) -> str:
     difference = a - b
-    scale = max(np.abs(a).max(), np.abs(b).max())
-    constant = a.size > 1 and np.ptp(difference) < _EXACT * scale and np.abs(difference).max() > 10 * np.ptp(difference)
-    return f"The difference is everywhere {difference.flat[0]:.3g}: a bias or a mean." * bool(constant)
+    constant = a.size > 1 and _along(difference, np.ones_like(a), _MULTIPLE)
+    return f"The difference is everywhere {difference.mean():.3g}: a bias or a mean." * constant
 
 
 def _scaled(phase: str, a: Array, b: Array, names: tuple[str, str]) -> str:
-    if not _multiple(b - a, a, 1e-2):
+    if not _along(b - a, a, _MULTIPLE):
         return ""
     factor = float((a * b).sum() / (a * a).sum())
     hint = {"loss": ": the reduction (mean, sum, label smoothing)", "statistic": ": momentum, or n / (n - 1)"}
@@ -113,33 +114,32 @@ def _scaled(phase: str, a: Array, b: Array, names: tuple[str, str]) -> str:
 
 def _precision(phase: str, a: Array, b: Array) -> str:
     """Rounding is noise: of both signs, and without relation to the values."""
-    noise = (a - b).ravel()
-    level, values = float(np.abs(noise).mean()), a.ravel()
-    if phase not in ("input", "activation", "loss", "gradient") or not level or not np.abs(values).max():
+    if phase not in ("input", "activation", "loss", "gradient"):
         return ""
-    along = abs(float(noise @ values)) / float(np.linalg.norm(noise) * np.linalg.norm(values))
-    if noise.size > 8 and (abs(float(noise.mean())) > 0.3 * level or along > 0.3):
+    noise = a - b
+    one_sign = abs(noise.mean()) > _ROUNDING * np.abs(noise).mean()
+    if noise.size > 8 and (one_sign or _along(noise, a, _ROUNDING)):
         return ""
     size = float(np.abs(noise).max() / max(np.abs(a).max(), np.abs(b).max()))
-    for low, high, name in (
-        (2.0**-30, 2.0**-19, "float32 arithmetic in a float64 comparison (dtype promotion), or rounding in float32"),
-        (2.0**-14, 2.0**-9, "TF32 or float16 (10 bits of mantissa)"),
-        (2.0**-9, 2.0**-6, "bfloat16 (7 bits of mantissa)"),
-    ):
-        if low < size < high:
-            return f"A relative difference of {size:.1g} is the size of {name}."
-    return ""
+    bits = -int(np.frexp(size)[1])  # 2**-(bits + 1) <= size < 2**-bits
+    name = next((name for fewer, name in _SIZES if bits > fewer), "")
+    return f"A relative difference of {size:.1g} is the size of {name}." if name else ""
 
 
-def _multiple(difference: Array, values: Array, residual: float) -> bool:
-    """Whether `difference` is a constant times `values`, to a relative residual, and neither is zero."""
-    square = float((values * values).sum())
-    if difference.shape != values.shape or not square or not np.abs(difference).max():
+def _along(a: Array, b: Array, cosine: float) -> bool:
+    """Whether two tensors of one shape point the same or the opposite way, their cosine above this; zeros do not."""
+    if a.shape != b.shape:
         return False
-    rest = difference - values * float((difference * values).sum() / square)
-    return bool(np.linalg.norm(rest) < residual * np.linalg.norm(difference))
+    return bool(abs(np.vdot(a, b)) > cosine * np.linalg.norm(a) * np.linalg.norm(b))
 
 
+_SIZES = (  # what a difference of more bits than this below the scale is; the first that holds
+    (29, ""),
+    (18, "float32 arithmetic in a float64 comparison (dtype promotion), or rounding in float32"),
+    (13, ""),
+    (8, "TF32 or float16 (10 bits of mantissa)"),
+    (5, "bfloat16 (7 bits of mantissa)"),
+)
 _PHASE_HINTS = {
     "batch": "The two sides were fed different bytes.",
     "input": "Preprocessing: crop, resize (antialias, half-pixel centres), colour noise, mean and std.",

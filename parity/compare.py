@@ -233,8 +233,9 @@ def _check_trace(trace: Any, name: str) -> None:
             if not isinstance(values, np.ndarray | np.generic):
                 kind = type(values).__name__
                 raise TypeError(f"{name}: {phase}, {tensor} is of type {kind}; make it a numpy array.")
-    if np.size(trace.get("loss", {}).get("loss", 0.0)) != 1:
-        raise ValueError(f"{name}: the loss called 'loss' must be one number; name those of single examples otherwise.")
+            if phase == tensor == "loss" and values.size != 1:
+                wanted = "must be one number; name those of single examples otherwise"
+                raise ValueError(f"{name}: the loss called 'loss' {wanted}.")
 
 
 def measure(
@@ -259,14 +260,16 @@ def measure(
     for name, values in zip(names, (left, right), strict=True):
         if not np.isfinite(values).all():
             return _odd(step, phase, tensor, f"{name} holds NaN or infinity.")
-    if not left.size:
-        return Difference(step, phase, tensor, 0.0, 0.0, 0.0, 0.0, bound, bounds.unit)
-    absolute = float(np.abs(left - right).max()) or float(not equal)
-    scale = max(float(np.abs(left).max()), float(np.abs(right).max()), bounds.floor)
+    absolute = _largest(left - right) or float(not equal)
+    scale = max(_largest(left), _largest(right), bounds.floor)
     ulp = unit * 2.0 ** np.floor(np.log2(scale)) or 1.0
     apart, *lengths = (float(np.linalg.norm(values)) for values in (left - right, left, right))
     norm = max(apart, absolute) / max(*lengths, bounds.floor)
     return Difference(step, phase, tensor, absolute, absolute / scale, absolute / ulp, norm, bound, bounds.unit)
+
+
+def _largest(values: npt.NDArray[Any]) -> float:
+    return float(np.abs(values).max(initial=0))
 
 
 def last_place(dtype: np.dtype[Any]) -> float:

@@ -67,8 +67,8 @@ def test_shape_and_dtype_must_agree() -> None:
     def cause(left: Any, right: Any) -> str:
         return _difference(_trace(gradient=left), _trace(gradient=right), bound=np.inf).cause
 
-    assert "shape" in cause(VALUES, VALUES[:, :1])
-    assert "float32" in cause(VALUES, VALUES.astype(np.float32))
+    assert cause(VALUES, VALUES[:, :1]) == "left has the shape (40, 50), right (40, 1)."
+    assert cause(VALUES, VALUES.astype(np.float32)).startswith("left has float64, right float32: a promotion or a cast")
     whole = np.arange(3)
     for dtype in (float, complex, bool):
         assert "int64" in cause(whole, whole.astype(dtype))
@@ -129,12 +129,14 @@ def test_nothing_compared_is_no_agreement() -> None:
         ({"loss": 2.0}, TypeError, "ours: a trace must be a mapping"),
         ({"loss": {"loss": 2.0}}, TypeError, "ours: loss, loss is of type float"),
         ({"input": {"x": [1.0]}}, TypeError, "ours: input, x is of type list"),
-        ({"loss": {"loss": VALUES}}, ValueError, "must be one number"),
+        ({"loss": {"loss": VALUES}}, ValueError, "ours: .* must be one number"),
     ],
 )
 def test_what_is_no_trace_is_refused(trace: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         _run(trace, trace)
+    with pytest.raises(error, match=message.replace("ours", "theirs")):
+        _run({"input": {"x": VALUES}}, trace)
 
 
 def test_the_losses_are_kept() -> None:
@@ -243,6 +245,7 @@ def test_the_floor_is_near_the_smallest_number() -> None:
     found = measure(np.array([1e-298]), np.array([2e-298]), 0, "gradient", "x", Bounds(0.4))
     assert found.relative == pytest.approx(0.5)
     assert not found.within
+    assert measure(np.array([0.0]), np.array([1e-302]), 0, "gradient", "x", Bounds(1.0)).relative == pytest.approx(0.01)
 
 
 def _mantissa(value: float) -> float:
@@ -319,7 +322,20 @@ def test_zeros_and_the_smallest_numbers() -> None:
         assert not found.within
     small = np.array([1e-45, 0], np.float32)  # the smallest float32
     assert measure(small, small * 0, 0, "loss", "x", Bounds(0.5)).relative == 1
-    assert measure(zeros[:0], zeros[:0], 0, "loss", "x", bounds).within
+
+
+def test_tensors_without_elements_agree() -> None:
+    none = np.zeros((3, 0))
+    found = measure(none, none, 4, "loss", "x", Bounds(0.0))
+    assert found == Difference(4, "loss", "x", absolute=0, relative=0, ulp=0, norm=0, bound=0)
+    assert found.within
+
+
+def test_what_cannot_be_compared_has_no_figures() -> None:
+    found = measure(VALUES, VALUES[0], 4, "loss", "x", Bounds(0.5))
+    assert (found.step, found.phase, found.tensor, found.bound) == (4, "loss", "x", 0)
+    assert np.isnan([found.absolute, found.relative, found.ulp, found.norm]).all()
+    assert not found.within
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0), (1, 0, 2)])
@@ -337,6 +353,8 @@ def test_the_report_keeps_each_tensors_worst(order: tuple[int, ...]) -> None:
     assert report.largest() is report.largest("loss") is report.worst["loss", "x"]
     assert report.largest("batch").step == 7
     assert report.phases() == ["batch", "loss"]
+    report.add(Difference(8, "loss", "x", 0.0, 0.3, 0.0, 0.0, 1.0))
+    assert report.largest().step == 1, "the first of two that are as large"
     with pytest.raises(ValueError, match="phase 'input'"):
         report.largest("input")
 
@@ -452,7 +470,7 @@ def test_a_factor_is_named_with_what_it_may_be(phase: str, factor: float, text: 
 
 def test_a_shift_is_named_where_it_is_one() -> None:
     assert _cause("activation", VALUES, VALUES - 0.25) == "The difference is everywhere 0.25: a bias or a mean."
-    assert "everywhere" not in _cause("activation", VALUES, VALUES - 0.25 + 1e-4 * NOISE)
+    assert "everywhere" not in _cause("activation", VALUES, VALUES - 0.25 + 0.01 * NOISE)
     assert "everywhere" not in _cause("loss", np.array(2.0), np.array(2.5))
 
 

@@ -73,8 +73,7 @@ class Schedule:
         if self.name == "cosine":
             done = min((step - warmup) / max(epochs * steps_per_epoch - warmup, 1), 1.0)
             return self.final + (1 - self.final) * (1 + cos(pi * done)) / 2
-        epoch = step // steps_per_epoch
-        return self.gamma ** sum(epoch >= milestone for milestone in self.milestones)
+        return self.gamma ** sum(step >= milestone * steps_per_epoch for milestone in self.milestones)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -106,6 +107,18 @@ def test_the_rate_falls_at_milestones(step: int, epochs_done: int, factor: float
     assert recipe.learning_rate(step, 10) == pytest.approx(0.5 * factor)
 
 
+def test_a_warm_up_ends_before_its_first_full_step() -> None:
+    """A milestone at its end holds from that step on; a cosine of one step has fallen after it."""
+    assert [Schedule(milestones=(1,), warmup_epochs=1).factor(step, 4, 3) for step in (3, 4)] == [4 / 5, 0.1]
+    cosine = Schedule("cosine", final=0.25, warmup_epochs=0.75)
+    assert [cosine.factor(step, 4, 1) for step in (2, 3, 4)] == [3 / 4, 1, 0.25]
+
+
+def test_a_rate_falls_between_no_two_steps() -> None:
+    schedule = Schedule(milestones=(2, 3), gamma=0.5)
+    assert [schedule.factor(step, 3, 5) for step in range(4, 11)] == [1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
+
+
 @every_recipe
 def test_json_round_trip(name: str) -> None:
     assert from_dict(json.loads(json.dumps(to_dict(RECIPES[name]))), Recipe, "a file") == RECIPES[name]
@@ -154,6 +167,98 @@ def test_json_is_read_strictly() -> None:
 def test_impossible_values_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         replace(get_recipe("digits"), **change).check()
+
+
+SMALLEST = 5e-324
+BELOW_1, ABOVE_1 = math.nextafter(1, 0), math.nextafter(1, 2)
+# Of each field the least and the largest value that a run can have, and the nearest ones that none can.
+LIMITS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
+    "epochs": ((1,), (0,)),
+    "batch_size": ((1,), (0,)),
+    "accumulate": ((1, 64), (0, -1, 63, 128)),
+    "seed": ((0, 2**32 - 1), (-1, 2**32)),
+    "val_fraction": ((0.0, BELOW_1), (-SMALLEST, 1.0)),
+    "patience": ((0,), (-1,)),
+    "label_smoothing": ((0.0, BELOW_1), (-SMALLEST, 1.0)),
+    "class_weights": (((SMALLEST, sys.float_info.max), "equal", "balanced"), ((1.0, 0.0), (1.0, -1.0), (math.inf,))),
+    "optimizer.lr": ((SMALLEST, sys.float_info.max), (0.0, -SMALLEST, math.inf)),
+    "optimizer.momentum": ((0.0, BELOW_1), (-SMALLEST, 1.0)),
+    "optimizer.weight_decay": ((0.0,), (-SMALLEST,)),
+    "optimizer.clip_norm": ((0.0, SMALLEST), (-SMALLEST,)),
+    "schedule.warmup_epochs": ((0.0, math.nextafter(8, 0)), (-SMALLEST, 8.0)),
+    "schedule.final": ((0.0, 1.0), (-SMALLEST, ABOVE_1)),
+    "mix.mixup": ((0.0, SMALLEST), (-SMALLEST,)),
+    "mix.cutmix": ((0.0, SMALLEST), (-SMALLEST,)),
+    "finetune.freeze_epochs": ((0,), (-1,)),
+    "finetune.backbone_lr": ((0.0, sys.float_info.max), (-SMALLEST, math.inf)),
+    "loss_scale.initial": ((SMALLEST, sys.float_info.max), (0.0, -SMALLEST, math.inf)),
+    "loss_scale.growth": ((1.0,), (BELOW_1,)),
+    "loss_scale.backoff": ((SMALLEST, BELOW_1), (0.0, 1.0)),
+    "loss_scale.interval": ((1,), (0,)),
+    "preprocess.pad": ((0,), (-1,)),
+    "preprocess.contrast": ((0.0,), (-SMALLEST,)),
+    "preprocess.std": (((SMALLEST, 1.0),), ((0.0,), (1.0, -SMALLEST))),
+}
+
+
+@pytest.mark.parametrize("field", LIMITS)
+def test_the_limits_of_each_field(field: str) -> None:
+    """Those of a recipe of 8 epochs, 64 examples a step and a backbone."""
+    recipe = replace(get_recipe("digits"), schedule=Schedule(), finetune=FineTune("last"))
+    assert (recipe.epochs, recipe.batch_size) == (8, 64)
+
+    def check(value: Any) -> None:
+        section, _, name = field.rpartition(".")
+        changed = {section: replace(getattr(recipe, section), **{name: value})} if section else {name: value}
+        replace(recipe, **changed).check()
+
+    possible, impossible = LIMITS[field]
+    for value in possible:
+        check(value)
+    for value in (*impossible, *([(math.nan,)] if isinstance(impossible[0], tuple) else [math.nan])):
+        with pytest.raises(UserError, match=re.escape(f"{field} is {value}")):
+            check(value)
+
+
+@pytest.mark.parametrize("mix", [Mix(mixup=0.1), Mix(cutmix=0.1)])
+def test_two_examples_can_be_mixed(mix: Mix) -> None:
+    replace(get_recipe("digits"), mix=mix, batch_size=2).check()
+    with pytest.raises(UserError, match="batch_size must be at least 2"):
+        replace(get_recipe("digits"), mix=mix, batch_size=1).check()
+
+
+def test_a_crop_may_take_all_that_is_padded() -> None:
+    arch = get_arch("alexnet")
+    for size in ((8, 10, 1), (10, 8, 1)):
+        assert Preprocess(crop=14, pad=3).input_size(size, arch) == (14, 14, 1)
+        with pytest.raises(UserError, match="crop is 15, larger than the padded"):
+            Preprocess(crop=15, pad=3).input_size(size, arch)
+
+
+@pytest.mark.parametrize(
+    ("spec", "side"),
+    [
+        (Preprocess(host_resize=40, crop=30, resize=20), 40),
+        (Preprocess(crop=30, resize=20), 30),
+        (Preprocess(crop=30), 30),
+        (Preprocess(resize=20), 20),
+        (Preprocess(), 192),
+    ],
+)
+def test_the_side_of_a_photograph_on_the_host(spec: Preprocess, side: int) -> None:
+    """What comes first in its way, else the height that the network takes."""
+    assert spec.photo_side(replace(get_arch("alexnet"), image=(192, 256, 3))) == side
+
+
+def test_what_a_recipe_says_of_itself() -> None:
+    recipe = replace(get_recipe("digits"), batch_size=12)
+    dtypes = {"float32": "float32", "tf32": "float32", "bfloat16": "float32", "float16": "float32"}
+    for precision, dtype in (dtypes | {"float64": "float64"}).items():
+        assert from_dict(to_dict(recipe) | {"precision": precision}, Recipe, "a test").param_dtype == dtype
+    assert [len(range(replace(recipe, accumulate=parts).micro_batch)) for parts in (1, 3, 12)] == [12, 4, 1]
+    assert [replace(recipe, mix=mix).mixes for mix in (Mix(), Mix(0.1), Mix(0, 0.1), Mix(0.1, 0.1))] == [
+        *(False, True, True, True)
+    ]
 
 
 @pytest.mark.parametrize(

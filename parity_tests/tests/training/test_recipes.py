@@ -235,6 +235,18 @@ def test_a_crop_may_take_all_that_is_padded() -> None:
             Preprocess(crop=15, pad=3).input_size(size, arch)
 
 
+@pytest.mark.parametrize("field", ["mean", "std"])
+def test_pixels_are_normalised_by_one_value_or_by_one_for_each_channel(field: str) -> None:
+    arch = get_arch("alexnet")
+    for count, channels in ((1, 1), (1, 3), (3, 3)):
+        spec = from_dict({field: [0.5] * count}, Preprocess, "a test")
+        assert spec.input_size((8, 8, channels), arch) == (8, 8, channels)
+    for count, channels in ((0, 1), (2, 1), (0, 3), (2, 3), (4, 3)):
+        spec = from_dict({field: [0.5] * count}, Preprocess, "a test")
+        with pytest.raises(UserError, match=f"{field} has {count} values for images of {channels} channel"):
+            spec.input_size((8, 8, channels), arch)
+
+
 @pytest.mark.parametrize(
     ("spec", "side"),
     [

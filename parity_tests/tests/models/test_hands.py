@@ -104,6 +104,11 @@ def test_batch_norm_of_one_value_a_channel_is_refused(monkeypatch: pytest.Monkey
     recipe.model_arch((8, 8, 2), 3)
     with pytest.raises(UserError, match=r"norm1 has one value a channel .* batches of 1 \(batch_size 4, accumulate 4"):
         replace(recipe, accumulate=4).model_arch((8, 8, 2), 3)
+    replace(recipe, accumulate=2).model_arch((8, 8, 2), 3)
+    for more in ((8, 9), (9, 8), (9, 9)):
+        replace(recipe, accumulate=4).model_arch((*more, 2), 3)
+    monkeypatch.setitem(ARCHS, "small", replace(arch, convs=(replace(arch.convs[0], norm=None), *arch.convs[1:])))
+    replace(recipe, accumulate=4).model_arch((8, 8, 2), 3)
 
 
 def test_an_onnx_file_is_of_its_operator_sets_time() -> None:

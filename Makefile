@@ -1,14 +1,35 @@
 # Every target sets up what it needs in .venv: Python 3.11 to 3.13 and make are all that a machine must have.
 
+# As people write them.
+NAMED.torch := torch Torch TORCH pytorch PyTorch Pytorch PYTORCH
+NAMED.flax := flax Flax FLAX jax Jax JAX linen
 RECIPE ?= digits
 ARCH ?= alexnet
-FRAMEWORK ?= torch
 WORLD ?= 1
 SUITE ?= growth
 ARGS ?=
+FRAMEWORK ?= torch
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),$(name)))
+ifneq ($(filter resume,$(MAKECMDGOALS)),)
+ifeq ($(origin FRAMEWORK),file)
+FRAMEWORK := $(shell sed -n 's/^ *"framework": *"\([a-z]*\)".*/\1/p' "$(RUN)/manifest.json" 2>/dev/null)
+endif
+endif
+TYPED := $(FRAMEWORK)
+override FRAMEWORK := $(strip $(foreach name,torch flax,$(if $(filter $(TYPED),$(NAMED.$(name))),$(name))))
+
+# What the command line says besides the recipe, in the words of the commands.
+ON = $(if $(DEVICE),--device "$(DEVICE)")
+FIELDS = $(if $(DATASET),--dataset "$(DATASET)") $(if $(EPOCHS),--epochs "$(EPOCHS)") \
+	$(if $(BATCH),--batch-size "$(BATCH)") $(if $(LR),--optimizer.lr "$(LR)") $(if $(SEED),--seed "$(SEED)") \
+	$(if $(OUT),--out "$(OUT)") $(ON)
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c requirements.lock
+# pip's errors alone; while it works, a line every half minute says that it does.
+PIP := -m pip install -qq --disable-pip-version-check
+BEAT := (seconds=0; while sleep 1 && kill -0 $$$$ 2>/dev/null; do seconds=$$((seconds + 1)); \
+	[ $$((seconds % 30)) -ne 0 ] || echo "... still installing, after $$seconds s"; done) & trap "kill $$! 2>/dev/null" EXIT;
+INSTALL := $(BEAT) $(BIN)/python $(PIP) -c requirements.lock
 TOGETHER := $(if $(filter-out 1,$(WORLD)),common.commands.launch --processes $(WORLD) --)
 # Tests share the cores in up to four processes; one that has nothing left takes from the others.
 PYTEST := $(BIN)/python -m pytest
@@ -16,39 +37,50 @@ SPREAD := -n logical --maxprocesses 4 --dist worksteal
 LOCK := pyproject.toml requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help train-torch train-flax evaluate-torch evaluate-flax predict predict-torch predict-flax features features-torch features-flax export-torch export-flax summary weights data test test-full test-gpu parity bench bench-gpu gpu-pack gpu-run growth ablation mutants mutate study compare soak fuzz lint lock clean
+TARGETS := help train-torch train-flax resume resume-torch resume-flax compare ablation evaluate-torch \
+	evaluate-flax predict predict-torch predict-flax features features-torch features-flax export-torch export-flax summary \
+	study weights data parity mutants mutate soak fuzz bench bench-gpu growth gpu-pack gpu-run test test-full test-gpu lint \
+	lock clean
+.PHONY: $(TARGETS)
 .DELETE_ON_ERROR:
 
-help:  ## list every target
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
+## Train
 
-train-torch: .venv/.torch  ## train RECIPE (default: digits) in PyTorch, in WORLD processes (default: 1); ARGS="--epochs 5 ..." overrides its fields
-	$(BIN)/python -m $(TOGETHER) torch_impl.train $(RECIPE) $(ARGS)
+train-torch: .venv/.torch  ## train RECIPE (default: digits) in PyTorch; DATASET, EPOCHS, BATCH, LR, SEED, DEVICE, OUT, WORLD (processes), ARGS="--FIELD VALUE ..."
+	$(BIN)/python -m $(TOGETHER) torch_impl.train $(RECIPE) $(FIELDS) $(ARGS)
 
-train-flax: .venv/.flax  ## train RECIPE (default: digits) in Flax, in WORLD processes (default: 1); ARGS="--epochs 5 ..." overrides its fields
-	$(BIN)/python -m $(TOGETHER) flax_impl.train $(RECIPE) $(ARGS)
+train-flax: .venv/.flax  ## train RECIPE (default: digits) in Flax; DATASET, EPOCHS, BATCH, LR, SEED, DEVICE, OUT, WORLD (processes), ARGS="--FIELD VALUE ..."
+	$(BIN)/python -m $(TOGETHER) flax_impl.train $(RECIPE) $(FIELDS) $(ARGS)
+
+resume: resume-$(FRAMEWORK)  ## go on with RUN where it stopped, in the framework that it began in; ARGS="--epochs 20 ..."
+
+resume-torch: .venv/.torch
+	$(BIN)/python -m $(TOGETHER) torch_impl.train --resume "$(RUN)" $(ARGS)
+
+resume-flax: .venv/.flax
+	$(BIN)/python -m $(TOGETHER) flax_impl.train --resume "$(RUN)" $(ARGS)
+
+compare: .venv/.study  ## train RECIPE in both frameworks from the same weights and draws, for EPOCHS, print a table and write site/ with both runs
+	$(BIN)/python -m study.compare $(RECIPE) $(if $(EPOCHS),--epochs $(EPOCHS)) $(ON) $(ARGS)
+
+ablation: .venv/.torch .venv/.flax  ## train RECIPE with one part or technique changed at a time, three seeds each, and file the table
+	$(BIN)/python -m benchmarks.ablation $(RECIPE) $(ARGS)
+
+## Look at runs and networks
 
 evaluate-torch: .venv/.torch  ## score every checkpoint of RUN (a run folder), or one, in PyTorch; ARGS="--ten-crop --confusion ..."
-	$(BIN)/python -m torch_impl.evaluate $(if $(RUN),"$(RUN)") $(ARGS)
+	$(BIN)/python -m torch_impl.evaluate $(if $(RUN),"$(RUN)") $(ON) $(ARGS)
 
 evaluate-flax: .venv/.flax  ## score every checkpoint of RUN (a run folder), or one, in Flax; ARGS="--ten-crop --confusion ..."
-	$(BIN)/python -m flax_impl.evaluate $(if $(RUN),"$(RUN)") $(ARGS)
-
-predict: predict-$(FRAMEWORK)  ## name what is in IMAGE (a file or a folder), by RUN or pretrained weights, in FRAMEWORK (torch, flax)
-
-predict-torch: .venv/.torch
-	$(BIN)/python -m torch_impl.predict "$(IMAGE)" $(if $(RUN),--run "$(RUN)") $(ARGS)
-
-predict-flax: .venv/.flax
-	$(BIN)/python -m flax_impl.predict "$(IMAGE)" $(if $(RUN),--run "$(RUN)") $(ARGS)
+	$(BIN)/python -m flax_impl.evaluate $(if $(RUN),"$(RUN)") $(ON) $(ARGS)
 
 features: features-$(FRAMEWORK)  ## write what LAYER (default: fc7) of RUN makes of the test split, or of IMAGE (a file or a folder), to a .npz, in FRAMEWORK
 
 features-torch: .venv/.torch
-	$(BIN)/python -m torch_impl.features "$(RUN)" $(if $(IMAGE),"$(IMAGE)") $(if $(LAYER),--layer $(LAYER)) $(ARGS)
+	$(BIN)/python -m torch_impl.features "$(RUN)" $(if $(IMAGE),"$(IMAGE)") $(if $(LAYER),--layer $(LAYER)) $(ON) $(ARGS)
 
 features-flax: .venv/.flax
-	$(BIN)/python -m flax_impl.features "$(RUN)" $(if $(IMAGE),"$(IMAGE)") $(if $(LAYER),--layer $(LAYER)) $(ARGS)
+	$(BIN)/python -m flax_impl.features "$(RUN)" $(if $(IMAGE),"$(IMAGE)") $(if $(LAYER),--layer $(LAYER)) $(ON) $(ARGS)
 
 export-torch: .venv/.export  ## write RUN (a run folder, checkpoint or .safetensors) to TO=FILE.pt2, .onnx or .pt (TorchScript)
 	$(BIN)/python -m torch_impl.export $(if $(RUN),"$(RUN)") $(if $(TO),"$(TO)") $(ARGS)
@@ -59,11 +91,61 @@ export-flax: $(if $(filter %.onnx,$(TO)),.venv-onnx/.done,.venv/.flax)  ## write
 summary: .venv/.torch .venv/.flax  ## print both networks of ARCH (default: alexnet) side by side: shapes and parameters
 	$(BIN)/python -m parity_tests.summary $(ARCH)
 
-weights: .venv/.torch  ## download torchvision's pretrained AlexNet and convert it for Flax
-	$(BIN)/python -m torch_impl.weights
+study: .venv/.study  ## write both implementations side by side as pages into site/; RECIPE=... IMAGE=..., RUN_TORCH=... RUN_FLAX=... NOISE=... add curves
+	$(BIN)/python -m study --recipe $(RECIPE) $(if $(RUN_TORCH),--run-torch "$(RUN_TORCH)") $(if $(RUN_FLAX),--run-flax "$(RUN_FLAX)") \
+		$(if $(NOISE),--noise "$(NOISE)") $(if $(IMAGE),--image "$(IMAGE)") $(ARGS)
+
+## Your own pictures, and others' data and weights
+
+predict: predict-$(FRAMEWORK)  ## name what is in IMAGE (a file or a folder), by RUN or pretrained weights, in FRAMEWORK (torch, flax)
+
+predict-torch: .venv/.torch
+	$(BIN)/python -m torch_impl.predict "$(IMAGE)" $(if $(RUN),--run "$(RUN)") $(ON) $(ARGS)
+
+predict-flax: .venv/.flax
+	$(BIN)/python -m flax_impl.predict "$(IMAGE)" $(if $(RUN),--run "$(RUN)") $(ON) $(ARGS)
 
 data: .venv/.torch  ## prepare DATASET (cifar10, fashion_mnist, mnist, imagenet2012) with tensorflow-datasets
 	$(BIN)/python -m common.commands.data $(if $(DATASET),"$(DATASET)") $(ARGS)
+
+weights: .venv/.torch  ## download torchvision's pretrained AlexNet and convert it for Flax
+	$(BIN)/python -m torch_impl.weights
+
+## Prove and measure
+
+parity: .venv/.test  ## compare every architecture in every precision, print the table and file it
+	$(BIN)/python -m parity_tests.table $(ARGS)
+
+mutants: .venv/.test  ## plant every fault, print where it is found and file the table; ARGS="--part shared" plants those in shared code alone
+	$(BIN)/python -m parity_tests.mutants $(ARGS)
+
+mutate: .venv/.test  ## change one place of FILES (default: all) at a time, expect a test to fail, go on where it stopped; ARGS="--sample 60 --seed 0"
+	$(BIN)/python -m stress.mutate $(FILES) $(ARGS)
+
+soak: .venv/.test  ## train for half an hour, killed every 20 to 60 s, in FRAMEWORK, and compare with a calm run bit for bit
+	$(BIN)/python -m stress.soak $(FRAMEWORK) $(ARGS)
+
+fuzz: .venv/.test  ## damage 10,000 files of every kind and open them: each must be refused in a sentence or be whole
+	$(BIN)/python -m stress.fuzz $(ARGS)
+
+bench: .venv/.test  ## measure both frameworks beside plain loops on this machine's CPU, print the table and file it
+	$(BIN)/python -m benchmarks.bench cpu
+
+bench-gpu: .venv/.test  ## the same on a GPU, and the seconds to an accuracy, within nine minutes and without a network
+	$(BIN)/python -m benchmarks.bench_gpu
+
+growth: .venv/.test  ## measure throughput and memory against batch and image size, and plot them; SUITE=growth-gpu on a GPU
+	$(BIN)/python -m benchmarks.bench $(SUITE)
+	$(BIN)/python -m benchmarks.growth $(SUITE)
+
+gpu-pack: .venv/.torch  ## write .gpu-pack, all that a GPU machine without a network needs; ARGS="--python 3.13 --data cifar10"
+	$(BIN)/python -m benchmarks.gpu_pack $(ARGS)
+
+gpu-run:  ## prove and measure there, in STAGES (smoke proof bench accuracy; AGAIN=... anew), within LIMIT seconds, into RESULTS
+	$(or $(PYTHON),python3) -m benchmarks.gpu_run $(if $(STAGES),--stages $(STAGES)) $(if $(AGAIN),--again $(AGAIN)) \
+		$(if $(LIMIT),--limit $(LIMIT)) $(if $(RESULTS),--results "$(RESULTS)") $(if $(DEVICE),--device "$(DEVICE)") $(ARGS)
+
+## Develop
 
 test: lint .venv-onnx/.done  ## check style, types and imports, and run the tests (about 20 minutes on 2 cores)
 	$(PYTEST) $(SPREAD) $(ARGS)
@@ -74,49 +156,7 @@ test-full: .venv/.test .venv-onnx/.done  ## run every test, the long ones too, a
 test-gpu: .venv/.test  ## run the tests that need a GPU, and file what they measure under benchmarks/results
 	GPU=required PARITY_RESULTS=benchmarks/results $(PYTEST) -m gpu $(ARGS)
 
-parity: .venv/.test  ## compare every architecture in every precision, print the table and file it
-	$(BIN)/python -m parity_tests.table $(ARGS)
-
-bench: .venv/.test  ## measure both frameworks beside plain loops on this machine's CPU, print the table and file it
-	$(BIN)/python -m benchmarks.bench cpu
-
-bench-gpu: .venv/.test  ## the same on a GPU, and the seconds to an accuracy, within nine minutes and without a network
-	$(BIN)/python -m benchmarks.bench_gpu
-
-gpu-pack: .venv/.torch  ## write .gpu-pack, all that a GPU machine without a network needs; ARGS="--python 3.13 --data cifar10"
-	$(BIN)/python -m benchmarks.gpu_pack $(ARGS)
-
-gpu-run:  ## prove and measure there, in STAGES (smoke proof bench accuracy; AGAIN=... anew), within LIMIT seconds, into RESULTS
-	$(or $(PYTHON),python3) -m benchmarks.gpu_run $(if $(STAGES),--stages $(STAGES)) $(if $(AGAIN),--again $(AGAIN)) \
-		$(if $(LIMIT),--limit $(LIMIT)) $(if $(RESULTS),--results "$(RESULTS)") $(if $(DEVICE),--device "$(DEVICE)") $(ARGS)
-
-growth: .venv/.test  ## measure throughput and memory against batch and image size, and plot them; SUITE=growth-gpu on a GPU
-	$(BIN)/python -m benchmarks.bench $(SUITE)
-	$(BIN)/python -m benchmarks.growth $(SUITE)
-
-ablation: .venv/.torch .venv/.flax  ## train RECIPE with one part or technique changed at a time, three seeds each, and file the table
-	$(BIN)/python -m benchmarks.ablation $(RECIPE) $(ARGS)
-
-mutants: .venv/.test  ## plant every fault, print where it is found and file the table; ARGS="--part shared" plants those in shared code alone
-	$(BIN)/python -m parity_tests.mutants $(ARGS)
-
-mutate: .venv/.test  ## change one place of FILES (default: all) at a time, expect a test to fail, go on where it stopped; ARGS="--sample 60 --seed 0"
-	$(BIN)/python -m stress.mutate $(FILES) $(ARGS)
-
-study: .venv/.study  ## write both implementations side by side as pages into site/; RECIPE=... IMAGE=...; RUN_TORCH=... RUN_FLAX=... NOISE=... add curves
-	$(BIN)/python -m study --recipe $(RECIPE) $(if $(RUN_TORCH),--run-torch "$(RUN_TORCH)") $(if $(RUN_FLAX),--run-flax "$(RUN_FLAX)") \
-		$(if $(NOISE),--noise "$(NOISE)") $(if $(IMAGE),--image "$(IMAGE)") $(ARGS)
-
-compare: .venv/.study  ## train RECIPE in both frameworks from the same weights and draws, print a table and write site/ with both runs
-	$(BIN)/python -m study.compare $(RECIPE) $(ARGS)
-
-soak: .venv/.test  ## train for half an hour, killed every 20 to 60 s, in FRAMEWORK, and compare with a calm run bit for bit
-	$(BIN)/python -m stress.soak $(FRAMEWORK) $(ARGS)
-
-fuzz: .venv/.test  ## damage 10,000 files of every kind and open them: each must be refused in a sentence or be whole
-	$(BIN)/python -m stress.fuzz $(ARGS)
-
-lint: .venv/.test
+lint: .venv/.test  ## check style, types and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy common torch_impl flax_impl parity parity_tests study stress benchmarks
@@ -128,6 +168,10 @@ lock:  ## resolve requirements.lock anew (needs uv)
 
 clean:  ## remove both environments and caches; runs stay
 	rm -rf .venv .venv-onnx .mypy_cache .pytest_cache .ruff_cache .import_linter_cache *.egg-info
+
+help:  ## list every target
+	@awk -F ':.*  ## ' '/^## /{printf "\n%s\n", substr($$0, 4)} /^[a-z-]+:.*  ## /{printf "  %-16s%s\n", $$1, $$2}' \
+		$(firstword $(MAKEFILE_LIST))
 
 # The first Python of 3.11 to 3.13 that runs: $(PYTHON) if given, else the usual names.
 $(BIN)/python:
@@ -141,7 +185,7 @@ $(BIN)/python:
 
 .venv/.torch: $(LOCK) | $(BIN)/python
 	@echo "Installing PyTorch from the lock (some GB, minutes) ..."
-	$(PIP) -e '.[torch]'
+	@$(INSTALL) -e '.[torch]'
 	@touch $@
 
 # CUDA for JAX comes as an extra, where the driver supports one: CUDA 13 from driver 580 on, CUDA 12 from 525 on.
@@ -149,24 +193,96 @@ $(BIN)/python:
 	@driver=$$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1 | cut -d . -f 1); \
 	if [ "$${driver:-0}" -ge 580 ]; then extra=,cuda13; elif [ "$${driver:-0}" -ge 525 ]; then extra=,cuda12; fi; \
 	echo "Installing JAX and Flax from the lock [flax$$extra] ..."; \
-	$(PIP) -e ".[flax$$extra]"
+	$(INSTALL) -e ".[flax$$extra]"
 	@touch $@
 
 .venv/.export: $(LOCK) | .venv/.torch
-	$(PIP) -e '.[export]'
+	@echo "Installing the exporters from the lock ..."
+	@$(INSTALL) -e '.[export]'
 	@touch $@
 
 # jax2onnx pins an older orbax than training takes: Flax's ONNX is written in an environment of its own.
 .venv-onnx/.done: requirements-onnx.txt | $(BIN)/python
 	@echo "Installing jax2onnx in .venv-onnx ..."
 	$(BIN)/python -m venv .venv-onnx
-	.venv-onnx/bin/python -m pip install -q --disable-pip-version-check -r requirements-onnx.txt
+	@$(BEAT) .venv-onnx/bin/python $(PIP) -r requirements-onnx.txt
 	@touch $@
 
 .venv/.study: $(LOCK) | .venv/.torch .venv/.flax
-	$(PIP) -e '.[study]'
+	@echo "Installing what the pages need from the lock ..."
+	@$(INSTALL) -e '.[study]'
 	@touch $@
 
 .venv/.test: $(LOCK) | .venv/.torch .venv/.flax
-	$(PIP) -e '.[test]'
+	@echo "Installing what the tests need from the lock ..."
+	@$(INSTALL) -e '.[test]'
 	@touch $@
+
+# What each target takes from the command line; the first is what a word without a name is taken for.
+TAKES.train-torch := RECIPE DATASET EPOCHS BATCH LR SEED DEVICE OUT WORLD ARGS
+TAKES.train-flax := $(TAKES.train-torch)
+TAKES.resume-torch := RUN WORLD ARGS
+TAKES.resume-flax := $(TAKES.resume-torch)
+TAKES.resume := $(TAKES.resume-torch) FRAMEWORK
+TAKES.compare := RECIPE EPOCHS DEVICE ARGS
+TAKES.ablation := RECIPE ARGS
+TAKES.evaluate-torch := RUN DEVICE ARGS
+TAKES.evaluate-flax := $(TAKES.evaluate-torch)
+TAKES.predict-torch := IMAGE RUN DEVICE ARGS
+TAKES.predict-flax := $(TAKES.predict-torch)
+TAKES.predict := $(TAKES.predict-torch) FRAMEWORK
+TAKES.features-torch := RUN IMAGE LAYER DEVICE ARGS
+TAKES.features-flax := $(TAKES.features-torch)
+TAKES.features := $(TAKES.features-torch) FRAMEWORK
+TAKES.export-torch := RUN TO ARGS
+TAKES.export-flax := $(TAKES.export-torch)
+TAKES.summary := ARCH
+TAKES.study := RECIPE RUN_TORCH RUN_FLAX NOISE IMAGE ARGS
+TAKES.data := DATASET ARGS
+TAKES.mutate := FILES ARGS
+TAKES.soak := FRAMEWORK ARGS
+TAKES.growth := SUITE
+TAKES.gpu-run := STAGES AGAIN LIMIT RESULTS DEVICE ARGS
+$(foreach target,parity mutants fuzz gpu-pack test test-full test-gpu,$(eval TAKES.$(target) := ARGS))
+# What a target cannot do without, unless ARGS say it, and an example of each.
+NEEDS.predict := IMAGE
+NEEDS.features := RUN
+$(foreach target,resume evaluate export,$(eval NEEDS.$(target) := RUN))
+NEEDS.export := RUN TO
+NEEDS.data := DATASET
+EXAMPLE.RUN := RUN=runs/digits-torch-20261122-155158, a run folder
+EXAMPLE.IMAGE := IMAGE=cat.jpg, a picture or a folder of them
+EXAMPLE.DATASET := DATASET=cifar10
+EXAMPLE.TO := TO=model.onnx, the file to write
+# Others' variables, which the commands get from make.
+OTHERS := PYTHON% SHELL MAKEFLAGS GPU TMPDIR HOME PATH TFDS_% ALEXNET_% PARITY_% CUDA_% OMP_% MKL_% NCCL_% XLA_% JAX_% \
+	TORCH_% PYTORCH_% PIP_% UV_% MPL% %_proxy %_PROXY
+
+# A slip of the keyboard is told of before anything is installed.
+comma := ,
+GOALS := $(or $(MAKECMDGOALS),help)
+ASKED := $(filter $(TARGETS),$(GOALS))
+TAKEN := $(sort $(foreach goal,$(ASKED),$(TAKES.$(goal))))
+ALL := $(sort $(foreach target,$(TARGETS),$(TAKES.$(target))))
+bare = $(patsubst %-torch,%,$(patsubst %-flax,%,$(1)))
+upper = $(shell printf %s '$(subst ','\'',$(1))' | tr a-z- A-Z_)
+like = $(firstword $(filter $(1) $(1)S $(patsubst %S,%,$(1)) $(firstword $(subst _, ,$(1))),$(2)))
+meant = $(or $(call like,$(call upper,$(1)),$(TAKEN)),$(call like,$(call upper,$(1)),$(ALL)))
+first = $(firstword $(TAKES.$(firstword $(ASKED))))
+define stray
+$(or $(if $(filter $(1),$(ALL)),$(1) takes a value: $(1)=VALUE),$(if $(first),make $(firstword $(ASKED)) takes no word \
+$(1): did you mean $(first)=$(1)?),There is no target $(1)$(if $(filter $(1)-%,$(TARGETS)),: did you mean one of \
+$(filter $(1)-%,$(TARGETS))?,; `make` lists them all))
+endef
+define unknown
+$(if $(filter $(1),$(ALL)),make $(ASKED) does not use $(1)$(if $(TAKEN),; it takes $(TAKEN)),There is no variable \
+$(1)$(if $(call meant,$(1)),: did you mean $(call meant,$(1))=$($(1))?,$(if $(TAKEN),; make $(ASKED) takes $(TAKEN))))
+endef
+$(foreach word,$(filter-out $(TARGETS) .venv%,$(GOALS)),$(error $(strip $(call stray,$(word)))))
+$(foreach name,$(filter-out $(TAKEN) $(OTHERS),$(if $(ASKED),$(GIVEN))),$(error $(strip $(call unknown,$(name)))))
+ifeq ($(filter FRAMEWORK,$(TAKEN))$(FRAMEWORK),FRAMEWORK)
+$(error $(if $(TYPED),FRAMEWORK is torch or flax$(comma) not $(TYPED),$(if $(RUN),$(RUN)/manifest.json does not say in \
+which framework the run began: give the run folder itself or FRAMEWORK=torch,make resume needs $(EXAMPLE.RUN))))
+endif
+$(foreach goal,$(ASKED),$(foreach name,$(NEEDS.$(call bare,$(goal))),$(if \
+	$($(name))$(if $(filter predict features,$(call bare,$(goal))),,$(ARGS)),,$(error make $(goal) needs $(EXAMPLE.$(name))))))

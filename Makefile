@@ -19,7 +19,9 @@ TYPED := $(FRAMEWORK)
 override FRAMEWORK := $(strip $(foreach name,torch flax,$(if $(filter $(TYPED),$(NAMED.$(name))),$(name))))
 
 # What the command line says besides the recipe, in the words of the commands.
+OWN = $(if $(RECIPE_FILE),--recipe-file "$(RECIPE_FILE)")
 ON = $(if $(DEVICE),--device "$(DEVICE)")
+TRAINED = $(if $(and $(RECIPE_FILE),$(filter file,$(origin RECIPE))),,$(RECIPE)) $(OWN)
 FIELDS = $(if $(DATASET),--dataset "$(DATASET)") $(if $(EPOCHS),--epochs "$(EPOCHS)") \
 	$(if $(BATCH),--batch-size "$(BATCH)") $(if $(LR),--optimizer.lr "$(LR)") $(if $(SEED),--seed "$(SEED)") \
 	$(if $(OUT),--out "$(OUT)") $(ON)
@@ -47,21 +49,21 @@ TARGETS := help train-torch train-flax resume resume-torch resume-flax compare a
 ## Train
 
 train-torch: .venv/.torch  ## train RECIPE (default: digits) in PyTorch; DATASET, EPOCHS, BATCH, LR, SEED, DEVICE, OUT, WORLD (processes), ARGS="--FIELD VALUE ..."
-	$(BIN)/python -m $(TOGETHER) torch_impl.train $(RECIPE) $(FIELDS) $(ARGS)
+	$(BIN)/python -m $(TOGETHER) torch_impl.train $(TRAINED) $(FIELDS) $(ARGS)
 
 train-flax: .venv/.flax  ## train RECIPE (default: digits) in Flax; DATASET, EPOCHS, BATCH, LR, SEED, DEVICE, OUT, WORLD (processes), ARGS="--FIELD VALUE ..."
-	$(BIN)/python -m $(TOGETHER) flax_impl.train $(RECIPE) $(FIELDS) $(ARGS)
+	$(BIN)/python -m $(TOGETHER) flax_impl.train $(TRAINED) $(FIELDS) $(ARGS)
 
 resume: resume-$(FRAMEWORK)  ## go on with RUN where it stopped, in the framework that it began in; ARGS="--epochs 20 ..."
 
 resume-torch: .venv/.torch
-	$(BIN)/python -m $(TOGETHER) torch_impl.train --resume "$(RUN)" $(ARGS)
+	$(BIN)/python -m $(TOGETHER) torch_impl.train --resume "$(RUN)" $(OWN) $(ARGS)
 
 resume-flax: .venv/.flax
-	$(BIN)/python -m $(TOGETHER) flax_impl.train --resume "$(RUN)" $(ARGS)
+	$(BIN)/python -m $(TOGETHER) flax_impl.train --resume "$(RUN)" $(OWN) $(ARGS)
 
 compare: .venv/.study  ## train RECIPE in both frameworks from the same weights and draws, for EPOCHS, print a table and write site/ with both runs
-	$(BIN)/python -m study.compare $(RECIPE) $(if $(EPOCHS),--epochs $(EPOCHS)) $(ON) $(ARGS)
+	$(BIN)/python -m study.compare $(TRAINED) $(if $(EPOCHS),--epochs $(EPOCHS)) $(ON) $(ARGS)
 
 ablation: .venv/.torch .venv/.flax  ## train RECIPE with one part or technique changed at a time, three seeds each, and file the table
 	$(BIN)/python -m benchmarks.ablation $(RECIPE) $(ARGS)
@@ -69,41 +71,41 @@ ablation: .venv/.torch .venv/.flax  ## train RECIPE with one part or technique c
 ## Look at runs and networks
 
 evaluate-torch: .venv/.torch  ## score every checkpoint of RUN (a run folder), or one, in PyTorch; ARGS="--ten-crop --confusion ..."
-	$(BIN)/python -m torch_impl.evaluate $(if $(RUN),"$(RUN)") $(ON) $(ARGS)
+	$(BIN)/python -m torch_impl.evaluate $(if $(RUN),"$(RUN)") $(OWN) $(ON) $(ARGS)
 
 evaluate-flax: .venv/.flax  ## score every checkpoint of RUN (a run folder), or one, in Flax; ARGS="--ten-crop --confusion ..."
-	$(BIN)/python -m flax_impl.evaluate $(if $(RUN),"$(RUN)") $(ON) $(ARGS)
+	$(BIN)/python -m flax_impl.evaluate $(if $(RUN),"$(RUN)") $(OWN) $(ON) $(ARGS)
 
 features: features-$(FRAMEWORK)  ## write what LAYER (default: fc7) of RUN makes of the test split, or of IMAGE (a file or a folder), to a .npz, in FRAMEWORK
 
 features-torch: .venv/.torch
-	$(BIN)/python -m torch_impl.features "$(RUN)" $(if $(IMAGE),"$(IMAGE)") $(if $(LAYER),--layer $(LAYER)) $(ON) $(ARGS)
+	$(BIN)/python -m torch_impl.features "$(RUN)" $(if $(IMAGE),"$(IMAGE)") $(if $(LAYER),--layer $(LAYER)) $(OWN) $(ON) $(ARGS)
 
 features-flax: .venv/.flax
-	$(BIN)/python -m flax_impl.features "$(RUN)" $(if $(IMAGE),"$(IMAGE)") $(if $(LAYER),--layer $(LAYER)) $(ON) $(ARGS)
+	$(BIN)/python -m flax_impl.features "$(RUN)" $(if $(IMAGE),"$(IMAGE)") $(if $(LAYER),--layer $(LAYER)) $(OWN) $(ON) $(ARGS)
 
 export-torch: .venv/.export  ## write RUN (a run folder, checkpoint or .safetensors) to TO=FILE.pt2, .onnx or .pt (TorchScript)
-	$(BIN)/python -m torch_impl.export $(if $(RUN),"$(RUN)") $(if $(TO),"$(TO)") $(ARGS)
+	$(BIN)/python -m torch_impl.export $(if $(RUN),"$(RUN)") $(if $(TO),"$(TO)") $(OWN) $(ARGS)
 
 export-flax: $(if $(filter %.onnx,$(TO)),.venv-onnx/.done,.venv/.flax)  ## write RUN to TO=FILE.stablehlo or .onnx
-	$(if $(filter %.onnx,$(TO)),.venv-onnx/bin,$(BIN))/python -m flax_impl.export $(if $(RUN),"$(RUN)") $(if $(TO),"$(TO)") $(ARGS)
+	$(if $(filter %.onnx,$(TO)),.venv-onnx/bin,$(BIN))/python -m flax_impl.export $(if $(RUN),"$(RUN)") $(if $(TO),"$(TO)") $(OWN) $(ARGS)
 
 summary: .venv/.torch .venv/.flax  ## print both networks of ARCH (default: alexnet) side by side: shapes and parameters
 	$(BIN)/python -m parity_tests.summary $(ARCH)
 
 study: .venv/.study  ## write both implementations side by side as pages into site/; RECIPE=... IMAGE=..., RUN_TORCH=... RUN_FLAX=... NOISE=... add curves
-	$(BIN)/python -m study --recipe $(RECIPE) $(if $(RUN_TORCH),--run-torch "$(RUN_TORCH)") $(if $(RUN_FLAX),--run-flax "$(RUN_FLAX)") \
-		$(if $(NOISE),--noise "$(NOISE)") $(if $(IMAGE),--image "$(IMAGE)") $(ARGS)
+	$(BIN)/python -m study $(if $(and $(RECIPE_FILE),$(filter file,$(origin RECIPE))),,--recipe $(RECIPE)) $(if $(RUN_TORCH),--run-torch "$(RUN_TORCH)") $(if $(RUN_FLAX),--run-flax "$(RUN_FLAX)") \
+		$(if $(NOISE),--noise "$(NOISE)") $(if $(IMAGE),--image "$(IMAGE)") $(OWN) $(ARGS)
 
 ## Your own pictures, and others' data and weights
 
 predict: predict-$(FRAMEWORK)  ## name what is in IMAGE (a file or a folder), by RUN or pretrained weights, in FRAMEWORK (torch, flax)
 
 predict-torch: .venv/.torch
-	$(BIN)/python -m torch_impl.predict "$(IMAGE)" $(if $(RUN),--run "$(RUN)") $(ON) $(ARGS)
+	$(BIN)/python -m torch_impl.predict "$(IMAGE)" $(if $(RUN),--run "$(RUN)") $(OWN) $(ON) $(ARGS)
 
 predict-flax: .venv/.flax
-	$(BIN)/python -m flax_impl.predict "$(IMAGE)" $(if $(RUN),--run "$(RUN)") $(ON) $(ARGS)
+	$(BIN)/python -m flax_impl.predict "$(IMAGE)" $(if $(RUN),--run "$(RUN)") $(OWN) $(ON) $(ARGS)
 
 data: .venv/.torch  ## prepare DATASET (cifar10, fashion_mnist, mnist, imagenet2012) with tensorflow-datasets
 	$(BIN)/python -m common.commands.data $(if $(DATASET),"$(DATASET)") $(ARGS)
@@ -219,25 +221,25 @@ $(BIN)/python:
 	@touch $@
 
 # What each target takes from the command line; the first is what a word without a name is taken for.
-TAKES.train-torch := RECIPE DATASET EPOCHS BATCH LR SEED DEVICE OUT WORLD ARGS
+TAKES.train-torch := RECIPE RECIPE_FILE DATASET EPOCHS BATCH LR SEED DEVICE OUT WORLD ARGS
 TAKES.train-flax := $(TAKES.train-torch)
-TAKES.resume-torch := RUN WORLD ARGS
+TAKES.resume-torch := RUN RECIPE_FILE WORLD ARGS
 TAKES.resume-flax := $(TAKES.resume-torch)
 TAKES.resume := $(TAKES.resume-torch) FRAMEWORK
-TAKES.compare := RECIPE EPOCHS DEVICE ARGS
+TAKES.compare := RECIPE RECIPE_FILE EPOCHS DEVICE ARGS
 TAKES.ablation := RECIPE ARGS
-TAKES.evaluate-torch := RUN DEVICE ARGS
+TAKES.evaluate-torch := RUN RECIPE_FILE DEVICE ARGS
 TAKES.evaluate-flax := $(TAKES.evaluate-torch)
-TAKES.predict-torch := IMAGE RUN DEVICE ARGS
+TAKES.predict-torch := IMAGE RUN RECIPE_FILE DEVICE ARGS
 TAKES.predict-flax := $(TAKES.predict-torch)
 TAKES.predict := $(TAKES.predict-torch) FRAMEWORK
-TAKES.features-torch := RUN IMAGE LAYER DEVICE ARGS
+TAKES.features-torch := RUN IMAGE LAYER RECIPE_FILE DEVICE ARGS
 TAKES.features-flax := $(TAKES.features-torch)
 TAKES.features := $(TAKES.features-torch) FRAMEWORK
-TAKES.export-torch := RUN TO ARGS
+TAKES.export-torch := RUN TO RECIPE_FILE ARGS
 TAKES.export-flax := $(TAKES.export-torch)
 TAKES.summary := ARCH
-TAKES.study := RECIPE RUN_TORCH RUN_FLAX NOISE IMAGE ARGS
+TAKES.study := RECIPE RECIPE_FILE RUN_TORCH RUN_FLAX NOISE IMAGE ARGS
 TAKES.data := DATASET ARGS
 TAKES.mutate := FILES ARGS
 TAKES.soak := FRAMEWORK ARGS

@@ -34,8 +34,8 @@ from common.commands.shell import guard
 from common.data.load import load_dataset
 from common.errors import UserError
 from common.frameworks import Framework
+from common.recipes import own
 from common.recipes.spec import Recipe
-from common.recipes.zoo import DEFAULT, get_recipe
 from common.runs.files import write_json
 from common.runs.folder import RunFolder
 from common.training.options import Device, TrainOptions
@@ -53,22 +53,24 @@ class Options:
     """Train a recipe in both frameworks from the same initial weights and draws, and compare what they come to.
 
     Attributes:
-        recipe: to train.
+        recipe: to train (default: digits, or the recipe file's).
         epochs: of every run, few, so that the default takes minutes; a cosine fits itself to them.
         arch: in place of the recipe's.
         moved: PyTorch runs with every weight moved by one unit in the last place before each step, for the self-noise.
         device: to train on.
         data_dir: where tensorflow-datasets keeps its data.
+        recipe_file: a Python file with recipes and architectures of your own, which the names may be of.
         out: folder for the runs; a new one below `runs` when not given.
         site: folder for the pages.
     """
 
-    recipe: Annotated[str, tyro.conf.Positional] = DEFAULT
+    recipe: Annotated[str | None, tyro.conf.Positional] = None
     epochs: int = EPOCHS
     arch: str | None = None
     moved: int = MOVED
     device: Device = "auto"
     data_dir: Path | None = None
+    recipe_file: Path | None = None
     out: Path | None = None
     site: Path = Path("site")
 
@@ -82,7 +84,7 @@ def compare(options: Options) -> Path:
     Raises:
         UserError: an unknown recipe, data or weights that cannot be had, a folder that is there already.
     """
-    whole = get_recipe(options.recipe)
+    whole = own.choose(options.recipe, options.recipe_file)
     recipe = replace(whole, epochs=options.epochs, arch=options.arch or whole.arch)
     recipe.check()
     folder = options.out or Path("runs") / f"compare-{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -132,6 +134,7 @@ def _fit(framework: Framework, recipe: Recipe, options: Options, run: Path) -> N
     ]
     words += ["--log-every", "1", "--device", options.device]
     words += ["--data-dir", str(options.data_dir)] if options.data_dir else []
+    words += ["--recipe-file", str(options.recipe_file)] if options.recipe_file else []
     done = subprocess.run([sys.executable, "-m", f"{framework}_impl.train", recipe.name, *words])
     if done.returncode:
         raise UserError(f"Training with {framework}_impl failed, exit code {done.returncode}; see above.")

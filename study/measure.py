@@ -79,6 +79,8 @@ def fresh_network(recipe_name: str, arch_name: str | None = None) -> Network:
         fitting = [known for known in RECIPES.values() if known.arch == arch.name]
         like = fitting or [known for known in RECIPES.values() if get_arch(known.arch).image == arch.image]
         recipe = replace((like or [recipe])[0], arch=arch.name)
+    if recipe.dataset not in DATASETS:
+        raise UserError(f"The recipe {recipe.name!r} is of {recipe.dataset}: name a run of it, RUN_TORCH or RUN_FLAX.")
     spec = DATASETS[recipe.dataset]
     arch = recipe.model_arch(spec.image, spec.classes)
     if recipe.dataset == "digits":

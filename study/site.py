@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from common.errors import UserError
 from common.frameworks import FRAMEWORKS
-from common.recipes.zoo import DEFAULT
+from common.recipes import own
 from common.reports.evaluation import COUNTS_FIT
 from common.runs.files import write_json, write_text
 from common.system import package_versions
@@ -50,21 +50,23 @@ class Options:
     """Write the study site: both implementations side by side, and what was measured.
 
     Attributes:
-        recipe: whose network and preprocessing are shown, where no run says so.
+        recipe: whose network and preprocessing are shown, where no run says so (default: digits, or the recipe file's).
         run_torch: a run folder of torch_impl, for curves and trained weights.
         run_flax: one of flax_impl.
         noise: the noise.json of a comparison: the self-noise of the curves.
         image: a file to measure and draw the layers on, instead of one of scikit-learn's images.
         arch: show this architecture instead of the recipe's, with fresh weights.
+        recipe_file: a Python file with recipes and architectures of your own, which the names may be of.
         out: folder for the pages.
     """
 
-    recipe: str = DEFAULT
+    recipe: str | None = None
     run_torch: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     run_flax: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     noise: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     image: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     arch: str | None = None
+    recipe_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     out: Path = Path("site")
 
 
@@ -140,7 +142,7 @@ def find_subject(options: Options, problems: list[str]) -> Subject:
             problems.append(str(error))
             continue
         return Subject(network, tensors, f"trained in {name}, {path}", *measure.image_for(network, options.image))
-    network = measure.fresh_network(options.recipe, options.arch)
+    network = measure.fresh_network(own.choose(options.recipe, options.recipe_file).name, options.arch)
     recipe = network.recipe
     how = (
         f"untrained: initial weights of the recipe {recipe.name} ({recipe.init}, seed {recipe.seed}), drawn by PyTorch"

@@ -135,10 +135,19 @@ ABLATIONS: dict[str, Arch] = {
 }
 
 
+OWN: dict[str, Arch] = {}  # of recipe files, and of runs that were trained by one, in this process
+
+
 def get_arch(name: str) -> Arch:
     """Look up a named architecture.
 
     Raises:
         UserError: there is none of this name; the message names the nearest.
     """
-    return lookup(ARCHS | ABLATIONS, name, "architecture")
+    return lookup(ARCHS | ABLATIONS | OWN, name, "architecture")
+
+
+def know_arch(arch: Arch) -> None:
+    """Let an architecture that a run or a file carries be found by its name, unless that is another's already."""
+    if arch.name not in ARCHS | ABLATIONS:
+        OWN.setdefault(arch.name, arch)

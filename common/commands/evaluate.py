@@ -14,6 +14,7 @@ from common.commands.shell import guard
 from common.data.dataset import Dataset, described
 from common.errors import UserError
 from common.frameworks import Framework
+from common.recipes.own import load_file
 from common.reports.evaluation import (
     Recorder,
     Report,
@@ -55,6 +56,7 @@ class _EvaluateCommand:
         arch: the architecture of a .safetensors file that does not say it.
         recipe: of the training of a .safetensors file that does not say how images become its input.
         classes: class names of a .safetensors file in label order: a list with commas between, or a file of lines.
+        recipe_file: a Python file with recipes and architectures of your own, which the names may be of.
         split: to evaluate on.
         ten_crop: average the probabilities of corners, centre and mirror images, ten crops of each image.
         confusion: print and leave precision, recall and F1 of each class, and leave a confusion matrix as picture and
@@ -72,6 +74,7 @@ class _EvaluateCommand:
     arch: str | None = None
     recipe: str | None = None
     classes: str | None = None
+    recipe_file: Path | None = None
     split: Literal["train", "val", "test"] = "test"
     ten_crop: bool = False
     confusion: bool = False
@@ -93,6 +96,7 @@ def run_evaluate(framework: Framework, score: Score, names: ClassNames, argument
 
     def run() -> None:
         command = tyro.cli(_EvaluateCommand, args=arguments, prog=f"python -m {framework}_impl.evaluate")
+        load_file(command.recipe_file)
         check_workers(command.workers)
         chosen, folder = _networks(command, framework, names)
         data = examples(chosen[0], command.path, command.dataset, command.split, command.data_dir)

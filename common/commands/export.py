@@ -11,6 +11,7 @@ import tyro
 from common.commands.shell import guard
 from common.errors import UserError
 from common.frameworks import Framework
+from common.recipes.own import load_file
 from common.runs.folder import RunFolder, result_of
 from common.weights import export as exports
 from common.weights.network import Given, Network, result_at
@@ -28,6 +29,7 @@ class _ExportCommand:
         arch: the architecture of a .safetensors file that does not say it.
         recipe: whose preprocessing the .json shall give, for a .safetensors file outside a run folder.
         classes: class names for the .json in label order, of such a file: a list with commas between, or a file.
+        recipe_file: a Python file with recipes and architectures of your own, which the names may be of.
     """
 
     source: tyro.conf.Positional[Path]
@@ -37,6 +39,7 @@ class _ExportCommand:
     arch: str | None = None
     recipe: str | None = None
     classes: str | None = None
+    recipe_file: Path | None = None
 
 
 def run_export(
@@ -49,6 +52,7 @@ def run_export(
 
     def run() -> None:
         command = tyro.cli(_ExportCommand, args=arguments, prog=f"python -m {framework}_impl.export")
+        load_file(command.recipe_file)
         kind = exports.pick_format(command.dest, command.format, formats)
         if command.opset is not None and kind != "onnx":
             raise UserError(f"--opset {command.opset} is for ONNX; {command.dest} becomes {kind}.")

@@ -13,6 +13,7 @@ from common.commands.shell import guard
 from common.data.spec import Split
 from common.errors import UserError, lookup
 from common.frameworks import Framework
+from common.recipes.own import load_file
 from common.reports import features
 from common.training.options import Device, check_workers
 from common.weights.examples import examples
@@ -30,7 +31,7 @@ class _FeaturesCommand:
             activation; the last one gives the logits.
         split: of the run's dataset.
         dataset: another one in its place, such as folder:PATH, with the same classes.
-        arch, recipe, classes: of a .safetensors file that does not say them; see evaluate.
+        arch, recipe, classes, recipe_file: of a .safetensors file that does not say them; see evaluate.
         out: the file (default: features-LAYER.npz).
         data_dir: where tensorflow-datasets keeps its data.
         device: to compute on.
@@ -45,6 +46,7 @@ class _FeaturesCommand:
     arch: str | None = None
     recipe: str | None = None
     classes: str | None = None
+    recipe_file: Path | None = None
     out: Path | None = None
     data_dir: Path | None = None
     device: Device = "auto"
@@ -62,6 +64,7 @@ def run_features(
     def run() -> None:
         command = tyro.cli(_FeaturesCommand, args=arguments, prog=f"python -m {framework}_impl.features")
         check_workers(command.workers)
+        load_file(command.recipe_file)
         given = Given(command.arch, command.recipe, command.classes)
         network = complete(result_at(command.path, framework, "features", given), names)
         layers = [name for name, _ in (*network.arch.named_convs(), *network.arch.named_dense())]

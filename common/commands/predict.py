@@ -11,6 +11,7 @@ import tyro
 from common.commands.shell import guard
 from common.errors import UserError
 from common.frameworks import Framework
+from common.recipes.own import load_file
 from common.reports import predictions
 from common.reports.predictions import Predictor
 from common.training.options import Device
@@ -28,6 +29,7 @@ class _PredictCommand:
         arch: the architecture of a .safetensors file that does not say it.
         recipe: of the training of a .safetensors file that does not say how images become its input.
         classes: class names of a .safetensors file in label order: a list with commas between, or a file of lines.
+        recipe_file: a Python file with recipes and architectures of your own, which the names may be of.
         top: how many classes to name.
         grad_cam: show where in the image the network sees what speaks for its first guess, and leave the maps.
         out: folder for the pictures.
@@ -40,6 +42,7 @@ class _PredictCommand:
     arch: str | None = None
     recipe: str | None = None
     classes: str | None = None
+    recipe_file: Path | None = None
     top: int = 5
     grad_cam: bool = False
     out: Path = Path("predictions")
@@ -56,6 +59,7 @@ def run_predict(
 
     def run() -> None:
         command = tyro.cli(_PredictCommand, args=arguments, prog=f"python -m {framework}_impl.predict")
+        load_file(command.recipe_file)
         if command.top < 1:
             raise UserError(f"--top is {command.top}; it must be at least 1.")
         if command.run and command.weights:

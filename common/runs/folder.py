@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common.arch.spec import Arch
+from common.arch.zoo import ABLATIONS, ARCHS, OWN, know_arch
 from common.config import from_dict, read_json, to_dict
 from common.errors import UserError
 from common.frameworks import FRAMEWORKS, Framework
@@ -76,6 +77,8 @@ class RunFolder:
         file = self.path / RECIPE
         recipe = from_dict(read_json(file), Recipe, str(file))
         recipe.check()
+        if recipe.arch not in ARCHS | ABLATIONS | OWN and self.begun and self.arch.name == recipe.arch:
+            know_arch(self.arch)
         return recipe
 
     @property

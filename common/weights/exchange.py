@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from common.arch.spec import Arch, Size
+from common.arch.zoo import know_arch
 from common.config import from_dict, to_dict
 from common.errors import UserError
 from common.recipes.spec import Preprocess, Recipe
@@ -463,6 +464,8 @@ def read_about(metadata: Mapping[str, str], arch: Arch, where: str) -> About:
     if "recipe" not in metadata:
         return About(names, preprocess=read_preprocess(metadata, where))
     recipe = from_dict(_field(metadata, "recipe", where), Recipe, where)
+    if recipe.arch == arch.name:
+        know_arch(arch)
     stored, splits = _field(metadata, "stored", where), _field(metadata, "splits", where)
     if stored is not None:
         if (

@@ -36,10 +36,11 @@ TOGETHER := $(if $(filter-out 1,$(WORLD)),common.commands.launch --processes $(W
 # Tests share the cores in up to four processes; one that has nothing left takes from the others.
 PYTEST := $(BIN)/python -m pytest
 SPREAD := -n logical --maxprocesses 4 --dist worksteal
+ANY := $(or $(firstword $(wildcard .venv/.torch .venv/.flax)),.venv/.torch)
 LOCK := pyproject.toml requirements.lock
 
 .DEFAULT_GOAL := help
-TARGETS := help train-torch train-flax resume resume-torch resume-flax compare ablation evaluate-torch \
+TARGETS := help train-torch train-flax resume resume-torch resume-flax compare ablation runs plot evaluate-torch \
 	evaluate-flax predict predict-torch predict-flax features features-torch features-flax export-torch export-flax summary \
 	study weights data parity mutants mutate soak fuzz bench bench-gpu growth gpu-pack gpu-run test test-full test-gpu lint \
 	lock clean
@@ -69,6 +70,12 @@ ablation: .venv/.torch .venv/.flax  ## train RECIPE with one part or technique c
 	$(BIN)/python -m benchmarks.ablation $(RECIPE) $(ARGS)
 
 ## Look at runs and networks
+
+runs: $(ANY)  ## list the runs in FOLDER (default: runs), newest first: recipe, epochs, best score, seconds, size
+	$(BIN)/python -m common.commands.runs $(if $(FOLDER),"$(FOLDER)") $(ARGS)
+
+plot: $(ANY)  ## draw loss and accuracy of RUNS="a b ..." into one picture, TO (default: curves.png)
+	$(BIN)/python -m common.commands.plot $(RUNS) $(if $(TO),--to "$(TO)") $(ARGS)
 
 evaluate-torch: .venv/.torch  ## score every checkpoint of RUN (a run folder), or one, in PyTorch; ARGS="--ten-crop --confusion ..."
 	$(BIN)/python -m torch_impl.evaluate $(if $(RUN),"$(RUN)") $(OWN) $(ON) $(ARGS)
@@ -228,6 +235,8 @@ TAKES.resume-flax := $(TAKES.resume-torch)
 TAKES.resume := $(TAKES.resume-torch) FRAMEWORK
 TAKES.compare := RECIPE RECIPE_FILE EPOCHS DEVICE ARGS
 TAKES.ablation := RECIPE ARGS
+TAKES.runs := FOLDER ARGS
+TAKES.plot := RUNS TO ARGS
 TAKES.evaluate-torch := RUN RECIPE_FILE DEVICE ARGS
 TAKES.evaluate-flax := $(TAKES.evaluate-torch)
 TAKES.predict-torch := IMAGE RUN RECIPE_FILE DEVICE ARGS
@@ -252,7 +261,9 @@ NEEDS.features := RUN
 $(foreach target,resume evaluate export,$(eval NEEDS.$(target) := RUN))
 NEEDS.export := RUN TO
 NEEDS.data := DATASET
-EXAMPLE.RUN := RUN=runs/digits-torch-20261122-155158, a run folder
+NEEDS.plot := RUNS
+EXAMPLE.RUN := RUN=runs/digits-torch-20261122-155158, a run folder (`make runs` lists them)
+EXAMPLE.RUNS := RUNS="runs/digits-torch-20261122-155158 runs/digits-flax-20261122-155520", run folders
 EXAMPLE.IMAGE := IMAGE=cat.jpg, a picture or a folder of them
 EXAMPLE.DATASET := DATASET=cifar10
 EXAMPLE.TO := TO=model.onnx, the file to write

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from operator import attrgetter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
@@ -27,8 +28,10 @@ import pytest
 import tyro
 
 from benchmarks.settings import SUITES
+from common.arch import zoo as archs
 from common.arch.zoo import ABLATIONS, ARCHS, get_arch
 from common.data.spec import DATASETS
+from common.recipes import zoo
 from common.recipes.zoo import RECIPES, get_recipe
 from parity_tests.results import ROOT
 
@@ -58,6 +61,7 @@ ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE"}  # variables that others read
 LOOKUPS = {"recipe": get_recipe, "arch": get_arch}  # words that a command looks up after it has parsed them
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+OWN = re.compile(r"`(\w+\.py)`:\n\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)  # a file that a page writes
 Call = list[str]  # a module, and its arguments
 
 
@@ -87,6 +91,8 @@ def calls(command: str) -> list[Call]:
     Raises:
         ValueError: it is of no kind that is known here, or make or pip would refuse it.
     """
+    if loop := re.fullmatch(r"for (\w+) in (\S+) .*; do (.*); done", command):
+        return calls(loop[3].replace(f"${loop[1]}", loop[2]))
     filled = re.sub(r"\s*\.\.\.", "", re.sub(r"(?<=[^\s\"])\.\.\.", "x", command))
     words = shlex.split(filled)
     while words and (re.match(r"[A-Z_]+=", words[0]) or words[0] == "exec"):
@@ -211,9 +217,13 @@ def work() -> None:
     """Answer for the tests, in a process of its own: how the snippets and calls on stdin end, and what options say."""
     given = json.load(sys.stdin)
     found = {snippet: attempt(snippet) for snippet in given["snippets"]}
-    for call in given["calls"]:
-        if shlex.join(call) not in found:
-            found[shlex.join(call)] = parse(call)
+    with TemporaryDirectory() as folder:
+        for name, text in given["files"].items():
+            Path(folder, name).write_text(text, "utf-8")
+        for call in given["calls"]:
+            if shlex.join(call) not in found:
+                with mock.patch.dict(RECIPES), mock.patch.dict(zoo.ABOUT), mock.patch.dict(archs.OWN):
+                    found[shlex.join(call)] = parse([f"{folder}/{w}" if w in given["files"] else w for w in call])
     helped = {module for module, *_ in given["calls"]} - WORDS.keys() - {"torch.distributed.run"}
     options = {option for module in helped for option in re.findall(r"--[a-z][\w.-]*", parse([module, "--help"])[1])}
     json.dump({"found": found, "options": sorted(options)}, sys.stdout)
@@ -228,7 +238,11 @@ class Answers:
             with suppress(ValueError):
                 asked += calls(command)
         snippets = [snippet for text in texts for snippet in blocks(text, "python")]
-        code, question = f"from {__name__} import work; work()", json.dumps({"snippets": snippets, "calls": asked})
+        files = dict(found for text in texts for found in OWN.findall(text))
+        code, question = (
+            f"from {__name__} import work; work()",
+            json.dumps({"snippets": snippets, "calls": asked, "files": files}),
+        )
         # Compiling takes most of the time: XLA need not try hard.
         quick = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
         process, environment = [sys.executable, "-c", code], os.environ | quick
@@ -352,7 +366,8 @@ def anchors(text: str) -> set[str]:
 
 def wrong_names(text: str) -> list[str]:
     """The names in backticks that are written like files or modules of this project, and are none."""
-    return [span for span in spans(text) if not (is_real_path(span) and is_real_module(span))]
+    own = {name for name, _ in OWN.findall(text)}
+    return [span for span in spans(text) if span not in own and not (is_real_path(span) and is_real_module(span))]
 
 
 def is_real_path(span: str) -> bool:

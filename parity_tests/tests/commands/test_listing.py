@@ -1,0 +1,156 @@
+"""Runs listed and drawn together, from their files alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from common.commands.plot import run_plot
+from common.commands.runs import run_runs
+from common.recipes.zoo import get_recipe
+from common.reports import figures, overlay
+from common.runs.folder import RunFolder
+from parity_tests.results import ROOT
+
+
+def made(path: Path, framework: str, day: int, accuracies: dict[str, list[float]], epochs: int = 4) -> RunFolder:
+    """A run of a step an epoch, begun on a day of January, with what it scored on each split."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    run = RunFolder.create(path, replace(get_recipe("digits"), epochs=epochs))
+    manifest = {"framework": framework, "started": f"2026-01-{day:02d}T00:00:00+00:00", "device": "cpu"}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    for epoch in range(1, len(next(iter(accuracies.values()))) + 1):
+        run.log(step=2 * epoch, epoch=epoch, split="train", loss=2.0 / epoch, accuracy=0.5, lr=0.1, seconds=1.5)
+        for split, values in accuracies.items():
+            run.log(step=2 * epoch, epoch=epoch, split=split, loss=1.0 / epoch, accuracy=values[epoch - 1], top5=1.0)
+    return run
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    made(tmp_path / "runs/old", "torch", 1, {"test": [0.5, 0.75, 0.75]})
+    made(tmp_path / "runs/compare/flax", "flax", 3, {"test": [0.9, 0.1], "val": [0.25, 0.5]}, epochs=2)
+    made(tmp_path / "runs/middle", "torch", 2, {"test": []})
+    return tmp_path / "runs"
+
+
+def test_runs_are_listed_newest_first(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (runs / "old/checkpoints/epoch_0001.pt").write_bytes(bytes(2**20))
+    run_runs([str(runs)])
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["run", "framework", "recipe", "epochs", "best", "accuracy", "seconds", "MiB"]
+    assert [line.split() for line in lines] == [
+        [str(runs / "compare/flax"), "Flax", "digits", "2/2", "0.5000", "val,", "epoch", "2", "3", "0.0"],
+        [str(runs / "middle"), "PyTorch", "digits", "0/4", "0", "0.0"],
+        [str(runs / "old"), "PyTorch", "digits", "3/4", "0.7500", "test,", "epoch", "2", "4", "1.0"],
+    ]
+
+
+def test_damaged_folders_are_named_and_passed_over(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (runs / "old/recipe.json").unlink()
+    (runs / "middle/metrics.jsonl").write_text("{\n")
+    (runs / "compare/pictures").mkdir()  # no run, nor one that was
+    made(runs / "strange", "keras", 4, {"test": [0.5]})
+    run_runs([str(runs)])
+    said = capsys.readouterr()
+    assert [line.split()[0] for line in said.out.splitlines()[1:]] == [str(runs / "compare/flax")]
+    first, second, third = said.err.splitlines()
+    assert first.startswith(f"warning: {runs / 'middle/metrics.jsonl'}, line 1 is not valid JSON")
+    assert second == f"warning: {runs / 'old'} has no recipe.json."
+    assert third == f"warning: {runs / 'strange/manifest.json'} is damaged: it does not say the framework of the run."
+
+
+def test_a_run_that_was_killed_before_it_began_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    RunFolder.create(tmp_path / "run", get_recipe("digits"))
+    run_runs([str(tmp_path)])
+    assert capsys.readouterr().out.splitlines()[1].split()[1:] == ["digits", "not", "begun", "0", "0.0"]
+
+
+def test_no_runs_and_no_folder_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_runs([str(tmp_path)])
+    assert capsys.readouterr().out == f"There are no runs in {tmp_path} yet: `make train-torch` makes one.\n"
+    with pytest.raises(SystemExit):
+        run_runs([str(tmp_path / "none")])
+    assert "There is no folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["runs", "plot"])
+def test_neither_needs_a_framework(module: str, runs: Path, tmp_path: Path) -> None:
+    words = [str(runs)] if module == "runs" else [str(runs / "old"), "--to", str(tmp_path / "a.png")]
+    code = (
+        f"import sys; from common.commands.{module} import run_{module} as run; run({words!r}); "
+        "sys.exit(len({'torch', 'jax'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def drawn(runs: list[Path], dest: Path) -> Figure:
+    """The figure that a picture was made of."""
+    kept: list[Any] = []
+
+    def keep(figure: Figure, path: Path, dpi: int) -> None:
+        kept.append(figure)
+        save(figure, path, dpi)
+
+    save = figures.save_figure
+    with mock.patch.object(overlay, "save_figure", keep):
+        overlay.draw_runs(runs, dest)
+    return kept[0]
+
+
+def test_the_picture_shows_every_run(runs: Path, tmp_path: Path) -> None:
+    made(tmp_path / "$a_1$", "torch", 5, {"test": [0.5, 0.6]})
+    paths = [runs / "old", runs / "compare/flax", tmp_path / "$a_1$"]
+    figure = drawn(paths, tmp_path / "all.png")
+    losses, accuracies = figure.axes
+    assert losses.get_yscale() == "log"
+    assert accuracies.get_yscale() == "linear"
+    by_epoch = [np.asarray(line.get_xydata()).tolist() for line in accuracies.lines]
+    assert [[1, 0.5], [2, 0.75], [3, 0.75]] in by_epoch
+    assert [[1, 0.25], [2, 0.5]] in by_epoch
+    assert len(losses.lines) == 2 + 3 + 2
+    assert len({line.get_color() for line in losses.lines}) == len(paths)
+    [legend] = figure.legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert [text.rpartition(": ")[2].partition(",")[0] for text in texts[:3]] == ["PyTorch", "Flax", "PyTorch"]
+    assert texts[3:] == ["train", "val", "test"]
+    for axis in figure.axes:  # outside the data
+        assert not axis.get_window_extent().overlaps(legend.get_window_extent())
+    with Image.open(tmp_path / "all.png") as picture:
+        assert picture.size[0] > 1000
+
+
+def test_many_runs_have_a_colour_each(tmp_path: Path) -> None:
+    paths = [made(tmp_path / f"{number}", "torch", 1, {"test": [0.5]}).path for number in range(12)]
+    assert len({tuple(line.get_color()) for line in drawn(paths, tmp_path / "all.png").axes[0].lines}) == 12
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "Name the run folders to draw"),
+        (["{runs}/none"], "{runs}/none is no run folder."),
+        (["{runs}/middle"], "{runs}/middle has no numbers yet"),
+        (["{runs}/old", "--to", "{runs}/a.pdf"], "so give it a name that ends in .png."),
+        (["{runs}/old", "--to", "{runs}/old/recipe.json/a.png"], "Cannot write"),
+    ],
+)
+def test_what_cannot_be_drawn_gets_a_sentence(
+    words: list[str], sentence: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        run_plot([word.format(runs=runs) for word in words])
+    assert end.value.code == 2
+    assert sentence.format(runs=runs) in capsys.readouterr().err
+    assert not list(runs.glob("*.p*"))

@@ -22,9 +22,8 @@ override FRAMEWORK := $(strip $(foreach name,torch flax,$(if $(filter $(TYPED),$
 OWN = $(if $(RECIPE_FILE),--recipe-file "$(RECIPE_FILE)")
 ON = $(if $(DEVICE),--device "$(DEVICE)")
 TRAINED = $(if $(and $(RECIPE_FILE),$(filter file,$(origin RECIPE))),,$(RECIPE)) $(OWN)
-FIELDS = $(if $(DATASET),--dataset "$(DATASET)") $(if $(EPOCHS),--epochs "$(EPOCHS)") \
-	$(if $(BATCH),--batch-size "$(BATCH)") $(if $(LR),--optimizer.lr "$(LR)") $(if $(SEED),--seed "$(SEED)") \
-	$(if $(OUT),--out "$(OUT)") $(ON)
+FED = $(if $(DATASET),--dataset "$(DATASET)") $(if $(BATCH),--batch-size "$(BATCH)") $(if $(SEED),--seed "$(SEED)") $(ON)
+FIELDS = $(if $(EPOCHS),--epochs "$(EPOCHS)") $(if $(LR),--optimizer.lr "$(LR)") $(if $(OUT),--out "$(OUT)") $(FED)
 
 BIN := .venv/bin
 # pip's errors alone; while it works, a line every half minute says that it does.
@@ -40,8 +39,8 @@ ANY := $(or $(firstword $(wildcard .venv/.torch .venv/.flax)),.venv/.torch)
 LOCK := pyproject.toml requirements.lock
 
 .DEFAULT_GOAL := help
-TARGETS := help train-torch train-flax resume resume-torch resume-flax compare ablation runs plot evaluate-torch \
-	evaluate-flax predict predict-torch predict-flax features features-torch features-flax export-torch export-flax summary \
+TARGETS := help train-torch train-flax resume resume-torch resume-flax compare ablation find-lr find-lr-torch \
+	find-lr-flax runs plot evaluate-torch evaluate-flax predict predict-torch predict-flax features features-torch features-flax export-torch export-flax summary \
 	study weights data parity mutants mutate soak fuzz bench bench-gpu growth gpu-pack gpu-run test test-full test-gpu lint \
 	lock clean
 .PHONY: $(TARGETS)
@@ -65,6 +64,14 @@ resume-flax: .venv/.flax
 
 compare: .venv/.study  ## train RECIPE in both frameworks from the same weights and draws, for EPOCHS, print a table and write site/ with both runs
 	$(BIN)/python -m study.compare $(TRAINED) $(if $(EPOCHS),--epochs $(EPOCHS)) $(ON) $(ARGS)
+
+find-lr: find-lr-$(FRAMEWORK)  ## take steps of RECIPE at growing learning rates, in FRAMEWORK, draw the loss and suggest a rate; DATASET, BATCH, TO=FILE.png
+
+find-lr-torch: .venv/.torch
+	$(BIN)/python -m torch_impl.find_lr $(TRAINED) $(FED) $(if $(TO),--to "$(TO)") $(ARGS)
+
+find-lr-flax: .venv/.flax
+	$(BIN)/python -m flax_impl.find_lr $(TRAINED) $(FED) $(if $(TO),--to "$(TO)") $(ARGS)
 
 ablation: .venv/.torch .venv/.flax  ## train RECIPE with one part or technique changed at a time, three seeds each, and file the table
 	$(BIN)/python -m benchmarks.ablation $(RECIPE) $(ARGS)
@@ -234,6 +241,9 @@ TAKES.resume-torch := RUN RECIPE_FILE WORLD ARGS
 TAKES.resume-flax := $(TAKES.resume-torch)
 TAKES.resume := $(TAKES.resume-torch) FRAMEWORK
 TAKES.compare := RECIPE RECIPE_FILE EPOCHS DEVICE ARGS
+TAKES.find-lr-torch := RECIPE RECIPE_FILE DATASET BATCH SEED DEVICE TO ARGS
+TAKES.find-lr-flax := $(TAKES.find-lr-torch)
+TAKES.find-lr := $(TAKES.find-lr-torch) FRAMEWORK
 TAKES.ablation := RECIPE ARGS
 TAKES.runs := FOLDER ARGS
 TAKES.plot := RUNS TO ARGS

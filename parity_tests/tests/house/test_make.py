@@ -40,6 +40,8 @@ def refused(*words: str) -> str:
     [
         ("train-torch", ("DATASET", "OUT")),
         ("train-flax", ("DATASET", "OUT")),
+        ("find-lr-torch", ("DATASET", "TO")),
+        ("find-lr-flax", ("DATASET", "TO")),
         ("resume-torch", ("RUN",)),
         ("resume-flax", ("RUN",)),
         ("evaluate-torch", ("RUN",)),
@@ -64,7 +66,7 @@ def test_paths_with_spaces_are_one_word(target: str, names: tuple[str, ...]) -> 
 def test_what_people_type_reaches_the_command(framework: str) -> None:
     typed = ("RECIPE=cifar10", "EPOCHS=5", "BATCH=32", "LR=0.02", "SEED=3", "DEVICE=cpu", "ARGS=--keep 1")
     command = make(f"train-{framework}", *typed).stdout.replace("\\\n", " ").splitlines()[-1]
-    fields = "--epochs 5 --batch-size 32 --optimizer.lr 0.02 --seed 3 --device cpu --keep 1"
+    fields = "--epochs 5 --optimizer.lr 0.02 --batch-size 32 --seed 3 --device cpu --keep 1"
     assert shlex.split(command)[1:] == ["-m", f"{framework}_impl.train", "cifar10", *fields.split()]
 
 

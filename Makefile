@@ -46,7 +46,7 @@ TARGETS := help train-torch train-flax resume resume-torch resume-flax compare a
 .PHONY: $(TARGETS)
 .DELETE_ON_ERROR:
 
-## Train
+## Train (RECIPE_FILE=mine.py brings recipes and networks of your own)
 
 train-torch: .venv/.torch  ## train RECIPE (default: digits) in PyTorch; DATASET, EPOCHS, BATCH, LR, SEED, DEVICE, OUT, WORLD (processes), ARGS="--FIELD VALUE ..."
 	$(BIN)/python -m $(TOGETHER) torch_impl.train $(TRAINED) $(FIELDS) $(ARGS)
@@ -111,7 +111,7 @@ study: .venv/.study  ## write both implementations side by side as pages into si
 	$(BIN)/python -m study $(if $(and $(RECIPE_FILE),$(filter file,$(origin RECIPE))),,--recipe $(RECIPE)) $(if $(RUN_TORCH),--run-torch "$(RUN_TORCH)") $(if $(RUN_FLAX),--run-flax "$(RUN_FLAX)") \
 		$(if $(NOISE),--noise "$(NOISE)") $(if $(IMAGE),--image "$(IMAGE)") $(OWN) $(ARGS)
 
-## Your own pictures, and others' data and weights
+## Your own pictures (make train-torch DATASET=folder:DIR trains on them), and others' data and weights
 
 predict: predict-$(FRAMEWORK)  ## name what is in IMAGE (a file or a folder), by RUN or pretrained weights, in FRAMEWORK (torch, flax)
 

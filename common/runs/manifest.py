@@ -48,15 +48,7 @@ def write_manifest(
     Raises:
         UserError: a resumed run's `data`, by split, is not what it began with.
     """
-    prints = {
-        split: {
-            "examples": len(part),
-            "sha256": part.fingerprint(),
-            "pixels_sha256": part.content(),
-            "sizes_sha256": part.sizes(),
-        }
-        for split, part in (data or {}).items()
-    }
+    prints = {split: _print(part) for split, part in (data or {}).items()}
     init_from = result_of(init_from) if init_from else None
     if run.begun:
         moved = any(part.name != run.recipe.dataset for part in (data or {}).values())
@@ -80,11 +72,15 @@ def write_manifest(
             "data": prints,
             "skipped": list(skipped),
             "arch": to_dict(arch),
-            "init_from": {"path": str(init_from.absolute()), "sha256": weights_sha256(init_from)}
-            if init_from
-            else None,
+            "init_from": init_from and {"path": str(init_from.absolute()), "sha256": weights_sha256(init_from)},
         },
     )
+
+
+def _print(part: Dataset) -> dict[str, Any]:
+    """What tells a split from another."""
+    hashes = {"sha256": part.fingerprint(), "pixels_sha256": part.content(), "sizes_sha256": part.sizes()}
+    return {"examples": len(part)} | hashes
 
 
 def _note_arithmetic(run: RunFolder, now: Mapping[str, Any] | None) -> None:

@@ -28,6 +28,7 @@ from common.stopping import Stop
 from common.training import faults
 from common.training.engine import AfterStep, Engine, Feed, State
 from common.training.options import TrainOptions
+from common.weights.network import note_other_classes
 from common.world import World
 
 Fresh = tuple[str, ...] | None  # layers that given weights left as they were drawn; None without given weights
@@ -120,6 +121,8 @@ def _lead(job: _Job[State], state: State) -> Path:
     engine, recipe, options, world, fresh = job.engine, job.recipe, job.options, job.world, None
     if not options.resume:
         state, fresh = engine.start_weights(state, options.init_from)
+        if options.init_from and not fresh:
+            note_other_classes(options.init_from, job.data["train"].class_names)
     out = options.out or default_folder(recipe, engine.framework)
     with open_or_create(out, recipe, engine.framework, resume=options.resume) as run:
         place, names = world.describe(engine.describe(state)), job.data["train"].class_names

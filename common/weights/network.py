@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from common.arch.spec import Arch, Size
 from common.arch.zoo import ARCHS, get_arch
-from common.data.classes import in_channels, read_names
+from common.data.classes import difference, in_channels, read_names
 from common.data.dataset import Dataset
 from common.data.load import wordnet_names
 from common.data.spec import DATASETS
@@ -17,7 +18,7 @@ from common.errors import UserError
 from common.frameworks import Framework
 from common.recipes.spec import Recipe
 from common.recipes.zoo import get_recipe
-from common.runs.folder import RunFolder
+from common.runs.folder import RunFolder, result_of
 from common.weights import exchange
 from common.weights.exchange import About
 
@@ -231,6 +232,22 @@ def _imagenet_names(names: ClassNames) -> tuple[str, ...]:
 
 def _note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
+
+
+def note_other_classes(path: Path, names: Sequence[str]) -> None:
+    """Say where training starts from a last layer whose classes are called otherwise than those it will tell apart.
+
+    Args:
+        path: that training starts from; checkpoints of PyTorch do not name their classes.
+        names: of the classes to come, in label order.
+    """
+    file = result_of(path)
+    if file.suffix == ".safetensors":
+        metadata, _ = exchange.read_metadata(file)
+        before = json.loads(metadata.get("class_names", "[]"))
+        if before and tuple(before) != tuple(names):
+            told = difference(names, before) or "their order is another"
+            _note(f"the last layer of {path} is kept, whose classes were others: {told}")
 
 
 def run_at(path: Path) -> RunFolder | None:

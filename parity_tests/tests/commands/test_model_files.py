@@ -39,7 +39,7 @@ from common.recipes.zoo import get_recipe
 from common.runs.folder import RunFolder
 from common.runs.manifest import write_manifest
 from common.weights import exchange
-from common.weights.network import about, complete, result_at
+from common.weights.network import about, complete, note_other_classes, result_at
 from flax_impl import convert
 from parity_tests.material import narrow
 
@@ -313,3 +313,15 @@ def test_a_start_from_a_run_of_either_framework(framework: Framework, run: RunFo
     start: Any = torch_impl.weights.load_partial if framework == "torch" else flax_impl.weights.load_partial
     with pytest.raises(UserError, match=r"has no model\.safetensors yet: finish the run, or name one of its checkp"):
         start(run.path, {}, run.arch)
+
+
+def test_a_start_from_other_classes_is_said(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the last layer fits by its size alone; nothing is said where the classes are the same."""
+    model, names = run.path / "model.safetensors", list(run.class_names)
+    note_other_classes(model, names)
+    assert not capsys.readouterr().err
+    note_other_classes(model, [*names[:-1], "another"])
+    said = capsys.readouterr().err
+    assert f"the last layer of {model} is kept, whose classes were others: the network does not know 'another'" in said
+    note_other_classes(model, names[::-1])
+    assert "their order is another" in capsys.readouterr().err

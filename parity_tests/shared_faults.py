@@ -89,7 +89,7 @@ FAULTS: tuple[SharedFault, ...] = (
     SharedFault("another dropout in our improved network", "architecture", NETS, "DenseSpec(1024, dropout=0.3), DenseSpec(1024, dropout=0.3)", "DenseSpec(1024, dropout=0.3), DenseSpec(1024, dropout=0.5)", arch("alexnet_cifar_best"), r"dense\[1\]\.dropout"),
     SharedFault("fc7's bias starts at zero", "architecture", "common.arch.initializers", '"fc6", "fc7")', '"fc6")', f"{ARCHS}::test_every_field_of_an_initialisation_is_its_sources[normal_2012]", r"ones .*section 5"),
     SharedFault("two digits of ImageNet's size exchanged", "dataset", "common.data.spec", "1_281_167", "1_281_176", f"{RECIPES}::test_every_field_of_a_dataset_is_its_sources[imagenet2012]", r"examples .*1409\.0575"),
-    SharedFault("a milestone one epoch late", "schedule", SPEC, "epoch >= milestone", "epoch > milestone", f"{DRAWN}::test_the_rate_falls_at_milestones[30-3-0.1]"),
+    SharedFault("a milestone one epoch late", "schedule", SPEC, "step >= milestone *", "step >= (milestone + 1) *", f"{DRAWN}::test_the_rate_falls_at_milestones[30-3-0.1]"),
     SharedFault("a cosine over a quarter of its period", "schedule", SPEC, "cos(pi * done)", "cos(pi * done / 2)", f"{TECHNIQUES}::test_cosine_is_the_frameworks_own"),
     SharedFault("a warm-up that starts at zero", "schedule", SPEC, "(step + 1) / (warmup + 1)", "step / (warmup + 1)", f"{TECHNIQUES}::test_cosine_is_the_frameworks_own"),
     SharedFault("a crop that never reaches the last row", "draw", "common.data.augment", "recipe.preprocess.pad + 1)", "recipe.preprocess.pad)", f"{DRAWN}::test_crop_places_cover_all_room_evenly"),

@@ -31,13 +31,19 @@ for _kinds in ((int,), (float, int), (bool,), (str,)):
     _converter.register_structure_hook(_kinds[0], _exactly(*_kinds))
 
 
+def _is_words(kind: Any) -> bool:
+    origin: Any = get_origin(kind)
+    return origin is Literal
+
+
 def _word_or_numbers(kind: Any) -> bool:
-    """Whether a type is a union of words and a tuple, such as `Literal["equal"] | tuple[float, ...]`."""
-    return get_origin(kind) is Union and {get_origin(part) for part in get_args(kind)} == {Literal, tuple}
+    """Whether a type is a union of words and numbers: `Literal["equal"] | tuple[float, ...]`, or with `int`."""
+    parts = get_args(kind) if get_origin(kind) is Union else ()
+    return sorted(map(_is_words, parts)) == [False, True]
 
 
 def _structure_either(value: Any, kind: Any) -> Any:
-    words, numbers = sorted(get_args(kind), key=lambda part: isinstance(get_origin(part), type))
+    numbers, words = sorted(get_args(kind), key=_is_words)
     return _converter.structure(value, words if isinstance(value, str) else numbers)
 
 

@@ -48,6 +48,11 @@ def save(path: Path, state: TrainState, progress: Progress) -> None:
         write_sums(part)
 
 
+def size(state: TrainState) -> int:
+    """The bytes of a checkpoint's arrays."""
+    return sum(array.nbytes for array in jax.tree.leaves((state.variables, state.opt_state)))
+
+
 def load(path: Path, state: TrainState) -> tuple[TrainState, Progress]:
     """A state of the same recipe with a checkpoint's values.
 

@@ -15,6 +15,7 @@ from common.errors import DamagedError, NonFiniteError, UserError, first_line
 from common.runs.files import atomic, missing
 from common.runs.progress import Progress
 from torch_impl.model import AlexNet, LeNet, build
+from torch_impl.optim import OPTIMIZERS
 from torch_impl.state import TrainState
 
 
@@ -37,6 +38,13 @@ def save(path: Path, state: TrainState, progress: Progress) -> None:
     }
     with atomic(path) as part, part.open("wb") as file:
         torch.save(content, file)
+
+
+def size(state: TrainState) -> int:
+    """The bytes of a checkpoint's tensors, those included that Adam makes in its first step."""
+    spec, parameters = state.recipe.optimizer, list(state.model.parameters())
+    slots = 0 if spec.name == "sgd" and not spec.momentum else len(OPTIMIZERS[spec.name].slots)
+    return sum(tensor.nbytes for tensor in (*state.model.state_dict().values(), *slots * parameters))
 
 
 def load(path: Path, state: TrainState) -> Progress:

@@ -123,6 +123,10 @@ class Engine:
         """Write a checkpoint, whole or not at all."""
         checkpoint.save(path, state, progress)
 
+    def checkpoint_bytes(self, state: TrainState) -> int:
+        """How large a checkpoint becomes, about."""
+        return checkpoint.size(state)
+
     def load(self, path: Path, state: TrainState) -> tuple[TrainState, Progress]:
         """Read one."""
         return state, checkpoint.load(path, state)

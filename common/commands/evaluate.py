@@ -20,7 +20,6 @@ from common.reports.evaluation import (
     Report,
     Row,
     Watch,
-    better,
     class_scores,
     draw_confusion,
     show_classes,
@@ -29,6 +28,7 @@ from common.reports.evaluation import (
     write_probabilities,
     write_table,
 )
+from common.runs.choice import UNFAIR, result_of_run
 from common.runs.folder import RunFolder
 from common.runs.scores import Scores
 from common.training.options import Device, check_workers
@@ -60,7 +60,7 @@ class _EvaluateCommand:
         split: to evaluate on.
         ten_crop: average the probabilities of corners, centre and mirror images, ten crops of each image.
         confusion: print and leave precision, recall and F1 of each class, and leave a confusion matrix as picture and
-            CSV; of several checkpoints, the most accurate one's.
+            CSV; of several checkpoints, the run's result's, or of an unfinished run the newest one's.
         probabilities: leave the probabilities of every example as .npz; of the same checkpoint.
         out: folder for the files (default: `evaluation` in the run folder).
         data_dir: where tensorflow-datasets keeps its data.
@@ -110,14 +110,16 @@ def run_evaluate(framework: Framework, score: Score, names: ClassNames, argument
             )
         crops = ", ten crops each" if command.ten_crop else ""
         title = f"{command.path or folder.parent}: {len(data):,} images of {data.name}, {data.split}{crops}"
+        result = result_of_run(RunFolder(command.path)) if command.path else None
         kept: tuple[Row, Recorder] | None = None
-        with Report(title) as report:
+        unfair = UNFAIR if command.split == "test" and not command.dataset else ""
+        with Report(title, unfair, result) as report:
             for network in chosen:
                 recorder = Recorder(len(data.class_names), command.probabilities)
                 watch = recorder if command.confusion or command.probabilities else None
                 scores = score(network, command.device, data, ten=command.ten_crop, watch=watch)
                 row = Row(network.path.stem if network.path else "pretrained", scores)
-                if kept is None or better(row, kept[0]):
+                if kept is None or not (result and kept[0].name == result.checkpoint):
                     kept = row, recorder
                 report.add(row)
         assert kept
@@ -151,7 +153,7 @@ def _leave_files(
     row: Row,
     recorder: Recorder,
 ) -> None:
-    """Write what was asked for, and say where; `row` and `recorder` are of the most accurate checkpoint."""
+    """Write what was asked for, and say where; `row` and `recorder` are of the run's result."""
     kind = command.split + ("-ten-crop" if command.ten_crop else "")
     if command.dataset and not command.pretrained:  # beside the files of the run's own data
         kind += "-on-" + re.sub(r"[^\w.-]+", "_", Path(command.dataset.removeprefix("folder:")).resolve().name)

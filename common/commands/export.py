@@ -12,6 +12,7 @@ from common.commands.shell import guard
 from common.errors import UserError
 from common.frameworks import Framework
 from common.recipes.own import load_file
+from common.runs.choice import said_of
 from common.runs.folder import RunFolder, result_of
 from common.weights import export as exports
 from common.weights.network import Given, Network, result_at
@@ -60,6 +61,8 @@ def run_export(
             raise UserError(f"{command.dest} is a folder: name the file to write.")
         source = _source(command, framework)
         worst = write(source, command.dest, kind, exports.OPSET if command.opset is None else command.opset)
+        if said := said_of(source.path):
+            print(said)
         batches = ", ".join(map(str, exports.BATCHES))
         print(f"{command.dest}: {source.arch.name}, {source.arch.classes} classes, as {kind}")
         print(f"{command.dest}.json: how to feed it")

@@ -14,6 +14,7 @@ from common.frameworks import Framework
 from common.recipes.own import load_file
 from common.reports import predictions
 from common.reports.predictions import Predictor
+from common.runs.choice import said_of
 from common.training.options import Device
 from common.weights.network import NOTHING, ClassNames, Given, Network, complete, pretrained, result_at
 
@@ -73,6 +74,8 @@ def run_predict(
         else:
             network = pretrained(names())
         ready = open_network(network, command.device)
+        if said := said_of(network.path):
+            print(said)
         predictions.predict_place(command.image, network, ready, command.top, command.out, grad_cam=command.grad_cam)
 
     guard(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,9 @@ import numpy as np
 from common.data.dataset import Dataset
 from common.frameworks import Framework
 from common.reports.figures import save_figure, shorten
+from common.runs.choice import Choice
 from common.runs.files import atomic, write_csv
-from common.runs.scores import Scores
+from common.runs.scores import Scores, percent, significant
 
 Watch = Callable[[np.ndarray, np.ndarray], None]
 COUNTS_FIT = 20  # classes up to which a confusion matrix has its counts written in
@@ -93,26 +95,28 @@ def marks(row: Row, rows: Sequence[Row]) -> str:
 
 
 def line(row: Row) -> str:
-    """A row of plain text: `epoch_0008  0.9806 353/360  top-5 1.0000  loss 0.0710`."""
+    """A row of plain text: `epoch_0008  accuracy 98.1 % 353/360  top-5 100.0 %  loss 0.0710`."""
     scores = row.scores
     return (
-        f"{row.name}  {scores.accuracy:.4f} {scores.top1}/{scores.count}  "
-        f"top-5 {scores.top5 / scores.count:.4f}  loss {scores.mean_loss:.4f}"
+        f"{row.name}  accuracy {percent(scores.accuracy)} {scores.top1}/{scores.count}  "
+        f"top-5 {percent(scores.top5 / scores.count)}  loss {significant(scores.mean_loss)}"
     )
 
 
 class Report:
-    """Shows rows as they come: a table on a terminal, else a line each and then the best ones.
+    """Shows rows as they come: a table on a terminal, else a line each; then the best ones, and the run's result.
 
     Args:
         title: of the table.
+        unfair: what to say of a best one because of the split that it is chosen on.
+        result: the epoch that is the run's result, where there is one.
     """
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, unfair: str = "", result: Choice | None = None) -> None:
         from rich.console import Console
         from rich.live import Live
 
-        self.title, self.rows = title, list[Row]()
+        self.title, self.rows, self.unfair, self.result = title, list[Row](), unfair, result
         self._console = Console()
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
 
@@ -124,10 +128,15 @@ class Report:
     def __exit__(self, *exception: object) -> None:
         if self._live:
             self._live.stop()
-        elif len(self.rows) > 1 and exception[0] is None:
+        if len(self.rows) > 1 and exception[0] is None:
             accurate, sure = best(self.rows), lowest(self.rows)
-            print(f"best accuracy: {accurate.name} {accurate.scores.accuracy:.4f}")
-            print(f"lowest loss: {sure.name} {sure.scores.mean_loss:.4f}", flush=True)
+            unfair = f", {self.unfair}" if self.unfair else ""
+            print(f"best accuracy: {accurate.name} {percent(accurate.scores.accuracy)}{unfair}")
+            print(f"lowest loss: {sure.name} {significant(sure.scores.mean_loss)}{unfair}")
+            if self.result:
+                own = [percent(row.scores.accuracy) for row in self.rows if row.name == self.result.checkpoint]
+                print(f"the run's result: {' '.join([self.result.checkpoint, *own])}, {self.result.why}")
+            sys.stdout.flush()
 
     def add(self, row: Row) -> None:
         """Show one more row."""
@@ -145,13 +154,13 @@ def table(title: str, rows: Sequence[Row]) -> Any:
 
     shown = Table(title=Text(title), title_justify="left")
     shown.add_column("checkpoint")
-    for name in ("top-1", "right", "top-5", "loss"):
+    for name in ("accuracy", "right", "top-5", "loss"):
         shown.add_column(name, justify="right")
     shown.add_column("")
     for row in rows:
         scores, mark = row.scores, marks(row, rows)
-        shares = f"{scores.accuracy:.4f}", f"{scores.top1}/{scores.count}", f"{scores.top5 / scores.count:.4f}"
-        cells = (Text(row.name), *shares, f"{scores.mean_loss:.4f}", mark)
+        shares = percent(scores.accuracy), f"{scores.top1}/{scores.count}", percent(scores.top5 / scores.count)
+        cells = (Text(row.name), *shares, significant(scores.mean_loss), mark)
         shown.add_row(*cells, style="bold" if "accuracy" in mark else "")
     return shown
 
@@ -221,7 +230,8 @@ def show_classes(scores: Sequence[ClassScores]) -> None:
     weakest = sorted(classes, key=lambda each: each.recall)[:COUNTS_FIT]
     for each in (*weakest, mean):
         print(
-            f"precision {each.precision:.4f}  recall {each.recall:.4f}  F1 {each.f1:.4f}  {each.examples:,} {each.name}"
+            f"precision {percent(each.precision)}  recall {percent(each.recall)}  F1 {percent(each.f1)}  "
+            f"{each.examples:,} {each.name}"
         )
     if len(weakest) < len(classes):
         print(f"({len(weakest)} of {len(classes)} classes, those of the lowest recall)")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import DamagedError, UserError
+from common.runs.scores import significant
 
 PART = ".part"  # ends the name of what is not finished
 SUMS = "SHA256SUMS"  # in a folder, as the command sha256sum writes it
@@ -103,6 +104,24 @@ def remove(path: Path) -> None:
         shutil.rmtree(gone)
     else:
         path.unlink(missing_ok=True)
+
+
+def size_of(path: Path) -> int:
+    """The bytes of a file, or of all files in a folder; 0 where nothing is."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def free_at(path: Path) -> int:
+    """The bytes that the disk has free on which a file or folder is, or would be."""
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    return shutil.disk_usage(there).free
+
+
+def in_units(size: int) -> str:
+    """Bytes in words: `931 MB`, `2.10 GB`; in thousands, as disks are sold."""
+    power = next((power for power in (1, 2) if size / 1000**power < 999.5), 3)
+    return f"{significant(size / 1000**power)} {('kB', 'MB', 'GB')[power - 1]}"
 
 
 def missing(path: Path) -> UserError:

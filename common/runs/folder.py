@@ -1,6 +1,6 @@
 """The run folder, the same for both frameworks.
 
-recipe.json  manifest.json  metrics.jsonl  checkpoints/  curves.png  model.safetensors
+recipe.json  options.json  manifest.json  metrics.jsonl  checkpoints/  curves.png  model.safetensors
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,6 +24,7 @@ from common.frameworks import FRAMEWORKS, Framework
 from common.recipes.spec import RECIPE, Recipe
 from common.runs.files import PART, SUMS, atomic, locked, remove, sha256, unused, write_json, write_text, writing
 
+OPTIONS = "options.json"
 RESUME_MAY_CHANGE = ("epochs",)
 _FOLDER = "folder:"  # begins the name of a dataset that may move; the manifest knows what must be in it
 
@@ -40,8 +41,8 @@ class RunFolder:
         return (path / RECIPE).is_file()
 
     @classmethod
-    def create(cls, path: Path, recipe: Recipe) -> RunFolder:
-        """Make the folder and write its recipe; until that is in it, the folder has another name.
+    def create(cls, path: Path, recipe: Recipe, options: Mapping[str, Any] | None = None) -> RunFolder:
+        """Make the folder and write its recipe and options; until they are in it, the folder has another name.
 
         Raises:
             UserError: it exists, or cannot be made.
@@ -49,8 +50,12 @@ class RunFolder:
         part = path.with_name(path.name + PART)
         try:
             if path.exists():
-                raise UserError(f"{path} exists. Continue that run with --resume, or name another folder with --out.")
+                raise UserError(
+                    f"{path} exists. Continue that run with --resume {path}, or name another folder with --out."
+                )
             (part / "checkpoints").mkdir(parents=True, exist_ok=True)
+            if options is not None:
+                write_json(part / OPTIONS, options)
             write_json(part / RECIPE, to_dict(recipe))
             part.rename(path)
         except OSError as error:
@@ -80,6 +85,12 @@ class RunFolder:
         if recipe.arch not in ARCHS | ABLATIONS | OWN and self.begun and self.arch.name == recipe.arch:
             know_arch(self.arch)
         return recipe
+
+    @property
+    def options(self) -> Any:
+        """What the command that began or last continued the run said besides the recipe; None of older runs."""
+        file = self.path / OPTIONS
+        return read_json(file) if file.exists() else None
 
     @property
     def begun(self) -> bool:
@@ -130,7 +141,7 @@ class RunFolder:
 
     def checkpoint(self, epochs: int, framework: Framework, step: int | None = None) -> Path:
         """Where the checkpoint after this many epochs goes, or after step `step` in the epoch that follows them."""
-        name = f"epoch_{epochs:04d}" + (f"_step_{step:08d}" if step else "")
+        name = epoch_name(epochs) + (f"_step_{step:08d}" if step else "")
         return self.path / "checkpoints" / f"{name}{FRAMEWORKS[framework].suffix}"
 
     def check_framework(self, framework: Framework, command: str = "evaluate") -> None:
@@ -220,9 +231,12 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"Cannot read {file}: {error.strerror}.") from error
 
-    def keep(self, recipe: Recipe) -> None:
-        """Write the recipe of a run that goes on, with more epochs or other places, once its data has been checked."""
+    def keep(self, recipe: Recipe, options: Mapping[str, Any]) -> None:
+        """Write the recipe and options of a run that goes on, with more epochs or other places, once its data has been
+        checked.
+        """
         write_json(self.path / RECIPE, to_dict(recipe))
+        write_json(self.path / OPTIONS, options)
 
     def log(self, **row: Any) -> None:
         """Append one row to metrics.jsonl.
@@ -269,6 +283,11 @@ class RunFolder:
                 remove(part)
 
 
+def epoch_name(epochs: int) -> str:
+    """What the checkpoint after so many epochs is called, without its suffix."""
+    return f"epoch_{epochs:04d}"
+
+
 def _lacking(row: Any) -> str:
     """The field that a row of metrics must have and has not, or not of its type."""
     if not isinstance(row, dict):
@@ -303,7 +322,9 @@ def default_folder(recipe: Recipe, framework: Framework) -> Path:
 
 
 @contextmanager
-def open_or_create(path: Path, recipe: Recipe, framework: Framework, *, resume: bool) -> Iterator[RunFolder]:
+def open_or_create(
+    path: Path, recipe: Recipe, framework: Framework, *, resume: bool, options: Mapping[str, Any] | None = None
+) -> Iterator[RunFolder]:
     """The folder of a new run, or of one to be continued with the same recipe (more epochs are welcome), locked.
 
     Raises:
@@ -317,13 +338,13 @@ def open_or_create(path: Path, recipe: Recipe, framework: Framework, *, resume: 
             f"{path.absolute()} is not UTF-8, and libraries write into no other folders: name another one with --out."
         ) from error
     if not resume:
-        run = RunFolder.create(path, recipe)
+        run = RunFolder.create(path, recipe, options)
     else:
         run, found = RunFolder(path), False
         with suppress(OSError):  # a name that is too long, and others that no file can have
             found = RunFolder.is_at(path)
         if not found:
-            raise UserError(f"{path} is not a run folder: nothing to resume. Name the folder itself with --out.")
+            raise UserError(f"{path} is not a run folder: nothing to resume. Name the folder itself: --resume RUN.")
     with locked(path):
         if resume:
             _check_resumable(run, recipe, framework)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
+from signal import SIGINT
 from time import perf_counter
 from typing import Any
 
@@ -18,12 +19,19 @@ from common.data.pipeline import batches
 from common.data.spec import Split
 from common.errors import DamagedError, NonFiniteError
 from common.frameworks import Framework
-from common.runs.files import flush, remove, unused, write_json, writing
+from common.runs import hints
+from common.runs.choice import UNFAIR, Choice, best_epochs, choose
+from common.runs.files import flush, in_units, remove, size_of, unused, write_json, writing
 from common.runs.folder import RunFolder
 from common.runs.progress import Progress
-from common.runs.scores import Scores
-from common.stopping import Stop
+from common.runs.scores import Scores, percent, speed, told
+from common.stopping import Stop, Stopped
 from common.system import package_versions
+
+LINE_EVERY = 30.0  # seconds between two lines of progress where there is no terminal
+CHECKPOINTS_FIT = 3  # named in the last lines; of more, the newest are
+
+Show = Callable[["EpochRecord"], object]  # what shows, after each step, how far an epoch is
 
 
 class Journal:
@@ -36,7 +44,7 @@ class Journal:
         steps: in each epoch.
         log_every: steps between two rows. Metrics stay on the device until then, so that the loop need not wait.
         checkpoint_every: steps between two checkpoints within an epoch; None: none there.
-        keep: how many checkpoints stay, the best apart; None: all.
+        keep: how many checkpoints stay, the newest, and the best besides; None: all.
     """
 
     def __init__(
@@ -54,9 +62,17 @@ class Journal:
         self.stop = Stop()
         self.evaluations: list[dict[str, Any]] = []  # the rows that are not of training
         self.progress = Progress.start(self.recipe, arch)  # of the checkpoint that training starts from
+        self.started = perf_counter()
 
-    def announce(self, device: str, data: Mapping[Split, Dataset], fresh: tuple[str, ...] | None) -> None:
-        """Say what is about to be trained, on what and where; `fresh` as `Engine.start_weights` gives it."""
+    def announce(self, device: str, data: Mapping[Split, Dataset], fresh: tuple[str, ...] | None, room: str) -> None:
+        """Say what is about to be trained, on what and where.
+
+        Args:
+            device: in words.
+            data: the splits.
+            fresh: as `Engine.start_weights` gives it.
+            room: on the disk, in words.
+        """
         recipe, arch, progress, train = self.recipe, self.arch, self.progress, data["train"]
         height, width, channels = arch.image
         held = " and ".join(f"{len(part):,} {name}" for name, part in data.items() if name != "train")
@@ -70,7 +86,7 @@ class Journal:
             print(f"resuming after epoch {progress.epochs}")
         elif progress.step:
             print(f"resuming after step {progress.step}, in epoch {progress.epoch + 1}")
-        print(f"on {device}, into {self.run.path}\n", flush=True)
+        print(f"on {device}, into {self.run.path} ({room})\n", flush=True)
 
     def rewind(self) -> None:
         """Drop the rows that were written after `progress`, and say so if other packages wrote that."""
@@ -108,10 +124,16 @@ class Journal:
         """Record one epoch, counted from 0; at its end the hash of its batches goes into the metrics."""
         from rich.console import Console
 
-        with _bar(Console(stderr=True), f"epoch {epoch + 1}/{self.recipe.epochs}", self.steps) as bar:
-            record = EpochRecord(self, epoch, bar)
+        console, title = Console(stderr=True), self.title(epoch + 1)
+        with _bar(console, title, self.steps) if console.is_terminal else _lines(title, self) as show:
+            record = EpochRecord(self, epoch, show)
             yield record
         record.close()
+
+    def seconds_left(self, step: int) -> float:
+        """How long the run will still take after so many steps, going by what it took since it began or was resumed."""
+        done = step - self.progress.step
+        return (perf_counter() - self.started) / done * (self.recipe.epochs * self.steps - step) if done else 0.0
 
     def scores(self, scores: Mapping[Split, Scores], progress: Progress) -> None:
         """Write the evaluations of the epoch that a checkpoint ends, delete older checkpoints, and print its line.
@@ -126,8 +148,13 @@ class Journal:
             self.evaluations.append(row)
         self.prune()
         self.stop_if_asked(self.run.checkpoint(progress.epochs, self.framework))
-        tested = "  ".join(f"{split} {score.mean_loss:.4f} {score.accuracy:.4f}" for split, score in scores.items())
-        print(f"epoch {progress.epochs:3d}/{self.recipe.epochs}  {progress.summary()}  {tested}", flush=True)
+        held = "  ".join(f"{split} {told(score.mean_loss, score.accuracy)}" for split, score in scores.items())
+        print(f"{self.title(progress.epochs)}  {progress.summary()} | {held}", flush=True)
+
+    def title(self, epoch: int) -> str:
+        """An epoch among all, counted from 1, as wide as the last one: `epoch  3/12`."""
+        last = str(self.recipe.epochs)
+        return f"epoch {epoch:{len(last)}d}/{last}"
 
     def goes_on(self, epochs: int) -> bool:
         """Whether training goes on after so many epochs, as far as the recipe's patience decides; if not, says why."""
@@ -136,7 +163,7 @@ class Journal:
             return True
         print(
             f"\nstopping early, after epoch {epochs} of {self.recipe.epochs}: none since epoch {epoch} was better on "
-            f"the validation split ({best:.4f}), and patience is {self.recipe.patience}",
+            f"the validation split ({percent(best)}), and patience is {self.recipe.patience}",
             flush=True,
         )
         return False
@@ -144,24 +171,29 @@ class Journal:
     @property
     def best(self) -> dict[str, tuple[float, int]]:
         """The highest accuracy on each split, and the first epoch that had it."""
-        found: dict[str, tuple[float, int]] = {}
-        for row in self.evaluations:
-            if row["accuracy"] > found.get(row["split"], (-1.0, 0))[0]:
-                found[row["split"]] = (row["accuracy"], row["epoch"])
-        return found
+        return best_epochs(self.evaluations)
 
     def prune(self) -> None:
-        """Delete the oldest checkpoints beyond `keep`, but never one of a best epoch."""
-        best = [self.run.checkpoint(epoch, self.framework) for _, epoch in self.best.values()]
-        if self.keep:
-            for path in self.run.checkpoints(self.framework)[: -self.keep]:
-                if path not in best:
-                    with writing(path):
-                        remove(path)
+        """Delete the oldest checkpoints beyond `keep`, but never the best epoch's: on the validation split, or without
+        one on the test split. Two stay where there are two, so that there is another one if the newest is damaged.
+        """
+        if not self.keep:
+            return
+        found = self.run.checkpoints(self.framework)
+        stay = set(found[-self.keep :])
+        if best := self.best:
+            _, epoch = best.get("val") or best["test"]
+            stay.add(self.run.checkpoint(epoch, self.framework))
+        if len(stay.intersection(found)) < 2:
+            stay.update(found[-2:])
+        for path in found:
+            if path not in stay:
+                with writing(path):
+                    remove(path)
 
-    def final_epoch(self) -> int:
-        """The epoch whose weights are the run's result: the best on the validation split, or the last without one."""
-        return self.best["val"][1] if "val" in self.best else self.recipe.epochs
+    def choice(self) -> Choice:
+        """The epoch whose weights are the run's result."""
+        return choose(self.best, self.recipe.epochs)
 
     def stop_if_asked(self, path: Path) -> None:
         """End here, after a checkpoint, if a signal has asked for it.
@@ -169,27 +201,49 @@ class Journal:
         Raises:
             Stopped: says how to continue.
         """
-        advice = f"the same command with --resume --out {self.run.path} continues it"
-        self.stop.raise_if_asked(f"{path} is written; {advice}")
+        self.stop.raise_if_asked(f"{path} is written; {hints.resume(self.framework, self.run.path)} continues it")
+
+    def interrupted(self, stopped: KeyboardInterrupt) -> KeyboardInterrupt:
+        """What ended training, told how to continue where it does not say so itself: it came without a checkpoint."""
+        if str(stopped):
+            return stopped
+        number = stopped.number if isinstance(stopped, Stopped) else SIGINT
+        return Stopped(number, f"interrupted; {hints.resume(self.framework, self.run.path)} continues it")
 
     def close(self, peak_memory: int) -> None:
         """Print what the run came to and where it lies; its peak memory, in bytes, goes into the manifest."""
         write_json(self.run.path / "manifest.json", self.run.manifest | {"peak_memory_bytes": peak_memory})
-        rows = [row for row in self.run.metrics() if row["split"] == "test" and row["epoch"] == self.final_epoch()]
-        print(f"\ntest accuracy {rows[-1]['accuracy']:.4f} after epoch {self.final_epoch()}", end="")
-        if "val" in self.best:
-            print(f", which was best on the validation split ({self.best['val'][0]:.4f})")
-        else:
-            best, epoch = self.best["test"]
-            print(f" (best {best:.4f} after epoch {epoch}, but chosen on the test split: hold one out, --val-fraction)")
-        print(f"{self.run.path}: curves.png, metrics.jsonl, model.safetensors, checkpoints/")
+        choice = self.choice()
+        rows = [row for row in self.run.metrics() if row["split"] == "test" and row["epoch"] == choice.epoch]
+        hint = "" if "val" in self.best else " (--val-fraction 0.1 holds one out)"
+        print(f"\ntest accuracy {percent(rows[-1]['accuracy'])} after epoch {choice.epoch}, {choice.why}{hint}")
+        accuracy, epoch = self.best["test"]
+        if accuracy > rows[-1]["accuracy"]:
+            print(f"best test accuracy {percent(accuracy)} after epoch {epoch}, but that is {UNFAIR}")
+        self._show_folder()
+        print("\nnext:", *hints.after_training(self.framework, self.run.path, self.recipe.name), sep="\n  ", flush=True)
+
+    def _show_folder(self) -> None:
+        """Print what is in the run folder, and how large it is."""
+        path, kept = self.run.path, [each.stem for each in self.run.checkpoints(self.framework)]
+        shown = kept if len(kept) <= CHECKPOINTS_FIT else [f"{len(kept) - 2} more", *kept[-2:]]
+        files = {
+            "model.safetensors": f"the network after epoch {self.choice().epoch}, for both frameworks",
+            "checkpoints": ", ".join(shown),
+            "curves.png": "loss, accuracy and learning rate",
+            "metrics.jsonl": "the numbers behind it",
+        }
+        print(f"\n{path}: {in_units(size_of(path))}")
+        for name, about in files.items():
+            if (path / name).exists():
+                print(f"  {name:17}  {in_units(size_of(path / name)):>8}  {about}")
 
 
 class EpochRecord:
     """The sums of one epoch; called with each batch and what its step returned."""
 
-    def __init__(self, journal: Journal, epoch: int, bar: Any) -> None:
-        self.journal, self.epoch, self.bar = journal, epoch, bar
+    def __init__(self, journal: Journal, epoch: int, show: Show) -> None:
+        self.journal, self.epoch, self.show = journal, epoch, show
         start = journal.progress
         if start.epoch != epoch or start.finished:
             start = Progress.start(journal.recipe, journal.arch, epoch, epoch * journal.steps)
@@ -225,7 +279,7 @@ class EpochRecord:
         self.window = {name: self.window[name] + value for name, value in sums.items()} if self.window else dict(sums)
         if self.done == self.journal.steps:
             self._flush()
-        self.bar(self.done, self.totals)
+        self.show(self)
 
     def _flush(self) -> None:
         sums = self._read_window()
@@ -247,6 +301,14 @@ class EpochRecord:
         if not isfinite(sums.get("loss", 0.0)):
             raise NonFiniteError(f"the loss is {sums['loss']}", self.step)
         return sums
+
+    def summary(self) -> str:
+        """Loss, accuracy and speed up to the last row; nothing before that."""
+        count = self.totals["count"]
+        if not count:
+            return ""
+        numbers = told(self.totals["loss"] / count, self.totals["correct"] / count)
+        return f"{numbers}  {speed(count, self.window_started - self.started)}"
 
     @property
     def due(self) -> bool:
@@ -297,8 +359,8 @@ class EpochRecord:
 
 
 @contextmanager
-def _bar(console: Any, title: str, steps: int) -> Iterator[Any]:
-    """A function (steps done, totals) that draws a bar on a terminal and does nothing elsewhere."""
+def _bar(console: Any, title: str, steps: int) -> Iterator[Show]:
+    """What draws a bar on a terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -308,21 +370,37 @@ def _bar(console: Any, title: str, steps: int) -> Iterator[Any]:
         TextColumn("{task.fields[numbers]}"),
         TimeRemainingColumn(),
     )
-    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    progress = Progress(*columns, console=console, transient=True)
     progress.start()
     try:
         task = progress.add_task(title, total=steps, numbers="")
-        started = perf_counter()
-
-        def update(done: int, totals: Mapping[str, float]) -> None:
-            numbers = ""
-            if totals["count"]:
-                loss, accuracy = totals["loss"] / totals["count"], totals["correct"] / totals["count"]
-                rate = totals["count"] / (perf_counter() - started)
-                numbers = f"loss {loss:.4f}  accuracy {accuracy:.4f}  {rate:,.0f} images/s"
-            progress.update(task, completed=done, numbers=numbers)
-
-        yield update
+        yield lambda record: progress.update(task, completed=record.done, numbers=record.summary())
     finally:
         with suppress(OSError):  # of a terminal that is gone
             progress.stop()
+
+
+@contextmanager
+def _lines(title: str, journal: Journal) -> Iterator[Show]:
+    """What prints a line now and then where there is no terminal, with the time that the run will still take."""
+    printed = perf_counter()
+
+    def show(record: EpochRecord) -> None:
+        nonlocal printed
+        now = perf_counter()
+        if now - printed < LINE_EVERY or record.done == journal.steps:
+            return
+        printed = now
+        left = journal.seconds_left(record.step)
+        numbers = f"  {summary}" if (summary := record.summary()) else ""
+        print(f"{title}  step {record.done}/{journal.steps}{numbers}  about {_duration(left)} left", file=sys.stderr)
+
+    yield show
+
+
+def _duration(seconds: float) -> str:
+    """A time in words, rounded: `40 s`, `12 min`, `3 h 05 min`."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -11,6 +11,7 @@ from common.config import from_dict
 from common.errors import DamagedError, UserError
 from common.recipes.spec import Recipe
 from common.runs.folder import changed
+from common.runs.scores import speed, told
 from common.system import package_versions
 
 
@@ -77,5 +78,5 @@ class Progress:
     def summary(self) -> str:
         """Training loss, accuracy and speed of the epoch."""
         count = self.totals["count"]
-        mean, share = self.totals["loss"] / count, self.totals["correct"] / count
-        return f"train {mean:.4f} {share:.4f}  {count / self.seconds:,.0f} images/s"
+        numbers = told(self.totals["loss"] / count, self.totals["correct"] / count)
+        return f"{numbers}  {speed(count, self.seconds)}"

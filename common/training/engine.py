@@ -84,6 +84,9 @@ class Engine(Protocol[State]):
     def save(self, path: Path, state: State, progress: Progress) -> None:
         """Write a checkpoint, whole or not at all."""
 
+    def checkpoint_bytes(self, state: State) -> int:
+        """How large a checkpoint becomes, about: its tensors."""
+
     def load(self, path: Path, state: State) -> tuple[State, Progress]:
         """Read one; raises `DamagedError` where it is not as it was written."""
 

@@ -28,6 +28,7 @@ from common.stopping import Stop
 from common.training import faults
 from common.training.engine import AfterStep, Engine, Feed, State
 from common.training.options import TrainOptions
+from common.training.room import check_room
 from common.weights.network import note_other_classes
 from common.world import World
 
@@ -124,7 +125,9 @@ def _lead(job: _Job[State], state: State) -> Path:
         if options.init_from and not fresh:
             note_other_classes(options.init_from, job.data["train"].class_names)
     out = options.out or default_folder(recipe, engine.framework)
-    with open_or_create(out, recipe, engine.framework, resume=options.resume) as run:
+    room = check_room(out, engine.checkpoint_bytes(state), recipe, job.steps, options)
+    told = options.recorded()
+    with open_or_create(out, recipe, engine.framework, resume=options.resume, options=told) as run:
         place, names = world.describe(engine.describe(state)), job.data["train"].class_names
         arithmetic = {
             "products": job.products,
@@ -134,24 +137,26 @@ def _lead(job: _Job[State], state: State) -> Path:
         write_manifest(
             run, engine.framework, place, job.arch, names, options.init_from, job.data, arithmetic, job.skipped
         )
-        run.keep(recipe)
+        run.keep(recipe, told)
         journal = Journal(
-            run, engine.framework, job.arch, job.steps, options.log_every, options.checkpoint_every, options.keep
+            run, engine.framework, job.arch, job.steps, options.log_every, options.checkpoint_every, options.kept
         )
         if options.resume:
             state, fresh = _restore(job, state, journal)
             journal.rewind()
         state, _ = engine.share(state, world, journal.progress.epochs)
-        journal.announce(place, job.data, fresh)
+        journal.announce(place, job.data, fresh, room)
         try:
             peak = _train_epochs(job, state, journal)
+        except KeyboardInterrupt as stopped:
+            raise journal.interrupted(stopped) from None
         except (NonFiniteError, RuntimeError, MemoryError) as error:
             clear_frames(error.__traceback__)  # which hold what fills the device
             del state
             if fault := _diagnose(job, error, journal):
                 raise UserError(fault) from error
             raise
-        final, dest = journal.final_epoch(), run.path / "model.safetensors"
+        final, dest = journal.choice().epoch, run.path / "model.safetensors"
         best = run.checkpoint(final, engine.framework)
         engine.publish(best, dest, recipe, job.arch, final * job.steps, list(names))
         journal.close(peak)

@@ -50,6 +50,7 @@ from common.frameworks import Framework
 from common.recipes.spec import Preprocess, Recipe
 from common.recipes.zoo import IMAGENET_MEAN, IMAGENET_STD, get_recipe
 from common.reports.evaluation import Recorder, Report, Row, draw_confusion, marks
+from common.runs.choice import UNFAIR
 from common.runs.files import write_json
 from common.runs.folder import RunFolder
 from common.runs.scores import Scores
@@ -299,15 +300,20 @@ class TestARun:
         found = [dict(zip(header, row, strict=True)) for row in rows]
         assert [row["checkpoint"] for row in found] == ["epoch_0001", "epoch_0002"]
         for line, row in zip(lines, found, strict=False):
-            assert line.startswith(f"{row['checkpoint']}  {float(row['top1']):.4f} {row['right']}/360  top-5 ")
+            assert line.startswith(
+                f"{row['checkpoint']}  accuracy {100 * float(row['top1']):.1f} % {row['right']}/360  top-5 "
+            )
             assert (row["framework"], row["split"], row["crops"]) == (framework, "test", "1")
             assert float(row["top1"]) == int(row["right"]) / int(row["examples"])
         accurate = max(found, key=lambda row: int(row["right"]))
-        assert lines[2] == f"best accuracy: {accurate['checkpoint']} {float(accurate['top1']):.4f}"
+        share = f"{100 * float(accurate['top1']):.1f} %"
+        assert lines[2] == f"best accuracy: {accurate['checkpoint']} {share}, {UNFAIR}"
         assert lines[3].startswith("lowest loss: epoch_000")
+        assert lines[3].endswith(UNFAIR)
+        share = f"{100 * float(found[1]['top1']):.1f} %"
+        assert lines[4] == f"the run's result: epoch_0002 {share}, the last: no validation split to choose by"
         assert "best accuracy" in accurate["best"]
-        assert lines[4] == f"{runs[framework] / 'evaluation'}: test.csv"
-        assert len(lines) == 5
+        assert lines[5:] == [f"{runs[framework] / 'evaluation'}: test.csv"]
 
     @both
     @pytest.mark.parametrize("ten", [False, True])
@@ -316,7 +322,7 @@ class TestARun:
         said = run_evaluation(framework, runs[framework], *words)
         folder, stem = runs[framework] / "evaluation", "test-ten-crop" if ten else "test"
         header, *rows = read_csv(folder / f"{stem}.csv")
-        best = max((dict(zip(header, row, strict=True)) for row in rows), key=lambda row: int(row["right"]))
+        best = dict(zip(header, rows[-1], strict=True))  # the last epoch, which is the result
         assert best["crops"] == ("10" if ten else "1")
         one = f"{stem}-{best['checkpoint']}"
         _, test = load_dataset("digits")
@@ -342,7 +348,10 @@ class TestARun:
         assert [row[0] for row in classes] == names[1:]
         expected = precision_recall_fscore_support(labels, probabilities.argmax(1), zero_division=0)
         np.testing.assert_allclose(np.array([row[1:] for row in classes], float).T, expected, rtol=1e-5)
-        for line in (f"recall {float(mean[2]):.4f}  F1 {float(mean[3]):.4f}  360 macro average", "precision"):
+        for line in (
+            f"recall {100 * float(mean[2]):.1f} %  F1 {100 * float(mean[3]):.1f} %  360 macro average",
+            "precision",
+        ):
             assert line in said
 
     @pytest.mark.parametrize("words", [(), ("--ten-crop",)])
@@ -417,7 +426,7 @@ def test_a_terminal_gets_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
         report.add(Row("epoch_0002", Scores(6.0, 8, 9, 10)))
     shown = out.getvalue()
     last = shown[shown.rindex("a title [with] brackets") :]
-    for part in ("epoch_0001", "0.7000", "7/10", "lowest loss", "epoch_0002", "8/10", "0.6000", "best accuracy"):
+    for part in ("epoch_0001", "70.0 %", "7/10", "lowest loss", "epoch_0002", "8/10", "0.600", "best accuracy"):
         assert part in last
 
 
@@ -460,7 +469,7 @@ class TestPretrained:
         for framework in FRAMEWORKS:
             words = ("--pretrained", "--dataset", f"folder:{pretrained / 'photographs'}", "--confusion")
             out = run_evaluation(framework, *words, "--probabilities", "--ten-crop")
-            assert "\npretrained  " in out
+            assert "\npretrained  accuracy " in out
             assert "/18  top-5 " in out
             folder = pretrained / "runs" / "pretrained" / "evaluation"
             header, *rows = read_csv(folder / "test-ten-crop-pretrained-confusion.csv")

@@ -254,7 +254,7 @@ class TestScores:
         evaluation.show_classes([*found, mean])
         *lines, last = capsys.readouterr().out.splitlines()
         assert len(lines) == 21
-        assert "recall 0.0000" in lines[0]
+        assert "recall 0.0 %" in lines[0]
         assert last == "(20 of 23 classes, those of the lowest recall)"
 
     def test_the_picture_shows_scikit_learns_shares(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,16 +283,16 @@ def test_shares_and_means_are_written_where_they_belong(tmp_path: Path) -> None:
     """Of numbers that are all different: in the line, the table on a terminal, and the file."""
     rows = [Row("a", Scores(loss=5.0, top1=7, top5=9, count=10)), Row("b", Scores(4.0, 6, 8, 10))]
     assert [evaluation.line(row) for row in rows] == [
-        "a  0.7000 7/10  top-5 0.9000  loss 0.5000",
-        "b  0.6000 6/10  top-5 0.8000  loss 0.4000",
+        "a  accuracy 70.0 % 7/10  top-5 90.0 %  loss 0.500",
+        "b  accuracy 60.0 % 6/10  top-5 80.0 %  loss 0.400",
     ]
     columns = {column.header: [str(cell) for cell in column.cells] for column in evaluation.table("", rows).columns}
     assert columns | {"": []} == {
         "checkpoint": ["a", "b"],
-        "top-1": ["0.7000", "0.6000"],
+        "accuracy": ["70.0 %", "60.0 %"],
         "right": ["7/10", "6/10"],
-        "top-5": ["0.9000", "0.8000"],
-        "loss": ["0.5000", "0.4000"],
+        "top-5": ["90.0 %", "80.0 %"],
+        "loss": ["0.500", "0.400"],
         "": [],
     }
     evaluation.write_table(tmp_path / "table.csv", rows, "flax", "val", ten=True)
@@ -641,10 +641,10 @@ class TestJournal:
             assert row["lr"] == pytest.approx(journal.recipe.optimizer.lr * part.stop / 6)
             assert row["images/s"] * row["seconds"] == pytest.approx(sizes.sum())
         assert [test[name] for name in ("loss", "accuracy", "top5", "step", "epoch")] == [1.3, 0.6, 0.9, 5, 1]
-        assert summary.startswith(f"train {28.5 / 18:.4f} {8 / 18:.4f}  ")
+        assert summary.startswith("loss 1.58  accuracy 44.4 %  ")
 
     def test_the_best_epoch_is_the_first_of_equal_ones(self, journal: Journal) -> None:
         for epoch, right in enumerate((5, 7, 7)):
             self.epoch(journal, epoch, Scores(20.0 - epoch, right, 9, 10))
         assert journal.best == {"test": (0.7, 2)}
-        assert journal.final_epoch() == 3
+        assert journal.choice().epoch == 3

@@ -102,7 +102,7 @@ def test_what_cannot_be_deleted_is_named(run: RunFolder, monkeypatch: pytest.Mon
         raise OSError(errno.EROFS, "Read-only file system")
 
     (run.path / "metrics.jsonl.part").touch()
-    for number in (1, 2):
+    for number in (1, 2, 3):
         (run.path / "checkpoints" / f"epoch_000{number}.pt").touch()
     monkeypatch.setattr("common.runs.folder.remove", refuse)
     monkeypatch.setattr("common.runs.journal.remove", refuse)

@@ -179,7 +179,8 @@ def tensors(framework: Framework, path: Path, arch: Arch) -> exchange.Tensors:
 def test_a_run_leaves_its_folder(framework: Framework, finished: dict[str, Run]) -> None:
     run = finished[framework]
     assert {path.name for path in run.path.iterdir()} == {
-        *("recipe.json", "manifest.json", "metrics.jsonl", "checkpoints", "curves.png", "model.safetensors")
+        *("recipe.json", "options.json", "manifest.json", "metrics.jsonl", "curves.png"),
+        *("checkpoints", "model.safetensors"),
     }
     found = RunFolder(run.path).checkpoints(framework)
     assert [path.stem for path in found] == ["epoch_0001", "epoch_0002"]
@@ -228,8 +229,7 @@ def test_the_network_is_announced(framework: Framework, finished: dict[str, Run]
     assert "digits: lenet, 36,588 parameters, input 16x16x1" in out
     assert "1,437 training, 360 test images, 10 classes" in out
     last = finished[framework].rows[-1]["accuracy"]
-    assert f"test accuracy {last:.4f} after epoch 2 (best" in out
-    assert "chosen on the test split" in out
+    assert f"test accuracy {100 * last:.1f} % after epoch 2, the last: no validation split" in out
 
 
 @both
@@ -254,7 +254,7 @@ def test_a_terminal_gets_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             record(batch, {"loss": 4 * 1.25, "correct": 3, "count": 4})
     shown = stderr.getvalue()
     assert "\x1b[" in shown
-    for part in (f"epoch 1/{run.recipe.epochs}", "3/3", "loss 1.2500", "accuracy 0.7500", "images/s", "0:00:0"):
+    for part in (f"epoch 1/{run.recipe.epochs}", "3/3", "loss 1.25", "accuracy 75.0 %", "images/s", "0:00:0"):
         assert part in shown
 
 
@@ -316,7 +316,9 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
     with pytest.raises(SystemExit) as exit_info:
         run_train(TRAIN[framework].fit, [*FAST, "--epochs", "2", "--resume", "--out", str(path)])
     assert exit_info.value.code == 130
-    assert "--resume" in capsys.readouterr().err
+    assert f"interrupted; {sys.orig_argv[0]} -m {framework}_impl.train --resume {path} continues it" in (
+        capsys.readouterr().err
+    )
     assert Run(path, "", "").rows[-1]["step"] == 30  # in the epoch that is lost
     monkeypatch.undo()
 
@@ -385,8 +387,8 @@ def test_evaluate_prints_a_line_for_each_checkpoint(
     assert len(lines) == len(logged) == EPOCHS
     for line, row in zip(lines, logged, strict=True):
         right = round(row["accuracy"] * 360)
-        assert line.startswith(f"epoch_{row['epoch']:04d}  {row['accuracy']:.4f} {right}/360  ")
-        assert f"top-5 {row['top5']:.4f}  loss {row['loss']:.4f}" in line
+        assert line.startswith(f"epoch_{row['epoch']:04d}  accuracy {100 * row['accuracy']:.1f} % {right}/360  ")
+        assert f"top-5 {100 * row['top5']:.1f} %  loss {row['loss']:#.3g}" in line
     first = RunFolder(run.path).checkpoints(framework)[0]
     assert evaluate(framework, capsys, first, "--device", "cpu") == lines[:1]
 
@@ -402,9 +404,9 @@ def test_either_framework_opens_a_model(
     )
     last = evaluate(framework, capsys, run.path, "--device", "cpu")[-1]
     assert own == [last.replace("epoch_0002", "model")]
-    assert other[0].split()[:5] == own[0].split()[:5]  # the counts; the loss may differ in its last digit
+    assert other[0].split()[:7] == own[0].split()[:7]  # the counts; the loss may differ in its last digit
     loss, other_loss = (float(lines[0].split()[-1]) for lines in (own, other))
-    assert loss == pytest.approx(other_loss, abs=2e-4)
+    assert loss == pytest.approx(other_loss, abs=2e-3)
 
 
 @both
@@ -477,7 +479,7 @@ def test_a_validation_split_chooses_the_weights(
     monkeypatch.setattr(ENGINE[framework], "evaluate", spoil_the_last)
     run = train(framework, tmp_path / "run", "--val-fraction", 0.1093)
     assert "1,280 training, 360 test and 157 val images" in run.out
-    assert "after epoch 1, which was best on the validation split" in run.out
+    assert "after epoch 1, the best on the validation split (" in run.out
     rows = {split: [row for row in run.rows if row["split"] == split] for split in ("train", "val", "test")}
     assert [row["step"] for row in rows["val"]] == [row["step"] for row in rows["test"]] == [20, 40]
     folder = RunFolder(run.path)
@@ -486,7 +488,7 @@ def test_a_validation_split_chooses_the_weights(
     assert all(np.array_equal(result[name], first[name]) for name in result)
     assert not any(np.array_equal(result[name], last[name]) for name in result)
     line, _ = evaluate(framework, capsys, run.path, "--split", "val", "--device", "cpu")
-    assert f"{rows['val'][0]['accuracy']:.4f} {round(157 * rows['val'][0]['accuracy'])}/157  " in line
+    assert f"{100 * rows['val'][0]['accuracy']:.1f} % {round(157 * rows['val'][0]['accuracy'])}/157  " in line
 
 
 @both
@@ -504,12 +506,14 @@ def test_training_stops_early(
     words, path = ("--val-fraction", 0.1093, "--patience", 2, "--epochs", 9), tmp_path / "run"
     monkeypatch.setattr(ENGINE[framework], "evaluate", scored)
     run = train(framework, path, *words)
-    why = "none since epoch 2 was better on the validation split (0.6369), and patience is 2"
+    why = "none since epoch 2 was better on the validation split (63.7 %), and patience is 2"
     assert f"stopping early, after epoch 4 of 9: {why}" in run.out
-    assert "after epoch 2, which was best on the validation split" in run.out
+    assert "after epoch 2, the best on the validation split (63.7 %)" in run.out
     assert {row["epoch"] for row in run.rows} == {1, 2, 3, 4}
     folder, before = RunFolder(path), snapshot(path)
-    second = tensors(framework, folder.checkpoints(framework)[1], folder.arch)
+    kept = folder.checkpoints(framework)
+    assert [file.stem for file in kept] == ["epoch_0002", "epoch_0004"]
+    second = tensors(framework, kept[0], folder.arch)
     result, metadata = exchange.read(path / "model.safetensors")
     assert all(np.array_equal(result[name], second[name]) for name in result)
     assert metadata[exchange.COUNTER] == "40"

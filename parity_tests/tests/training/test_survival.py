@@ -50,7 +50,7 @@ __all__ = ["quick"]  # a fixture of this module too
 
 EPOCHS, STEPS = 2, 6  # 1,437 digits in batches of 256
 WORDS = f"digits --arch tiny --batch-size 256 --device cpu --epochs {EPOCHS} {soak.AUGMENTED}".split()
-EVERY = ("--checkpoint-every", 2, "--log-every", 3)
+EVERY = ("--checkpoint-every", 2, "--log-every", 3, "--keep", "all")
 SUFFIX = {"torch": ".pt", "flax": ".orbax"}
 
 
@@ -176,7 +176,8 @@ def test_a_signal_ends_the_step_and_leaves_a_checkpoint(
     code, said = train(framework, path)
     assert code == 128 + number
     file = path / "checkpoints" / f"epoch_0000_step_00000004{FRAMEWORKS[framework].suffix}"
-    assert f"{number.name}: {file} is written; the same command with --resume --out {path} continues it" in said
+    command = f"{sys.orig_argv[0]} -m {framework}_impl.train --resume {path}"
+    assert f"{number.name}: {file} is written; {command} continues it" in said
     assert file.exists()
     monkeypatch.undo()
     monkeypatch.setitem(ARCHS, "tiny", replace(narrow(ARCHS["alexnet_cifar"]), name="tiny"))
@@ -199,7 +200,7 @@ def test_a_signal_in_an_evaluation(
     with monkeypatch.context() as patch:
         patch.setattr(ENGINE[framework], "evaluate", signalled)
         code, said = train(framework, path, "--log-every", 3)
-    assert (code, "epoch   1/2" in said) == (128 + signal.SIGHUP, False)
+    assert (code, "epoch 1/2" in said) == (128 + signal.SIGHUP, False)
     assert f"SIGHUP: {path}/checkpoints/epoch_0001{FRAMEWORKS[framework].suffix} is written; " in said
     assert RunFolder(path).metrics()[-1]["split"] == "test"
     assert train(framework, path, "--resume", "--log-every", 3)[0] == 0

@@ -1,0 +1,295 @@
+"""What a run says of itself, the room that it takes, which epoch is its result, and how it is gone on with."""
+
+from __future__ import annotations
+
+import io
+from contextlib import redirect_stderr
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import common.training.room
+from common.arch.zoo import ARCHS
+from common.commands.train import run_train
+from common.config import read_json
+from common.data.batch import Batch
+from common.errors import UserError
+from common.frameworks import FRAMEWORKS, Framework
+from common.recipes.zoo import get_recipe
+from common.runs import hints, journal
+from common.runs.choice import choose, result_of_run, said_of
+from common.runs.files import in_units, size_of, write_json
+from common.runs.folder import RunFolder
+from common.runs.journal import Journal
+from common.runs.scores import Scores, percent, significant, speed, told
+from common.training.options import TrainOptions
+from common.training.room import check_room
+from parity_tests.tests.training.test_runs import (
+    FAST,
+    TRAIN,
+    Run,
+    both,
+    finished,
+    quick,
+    refused_training,
+    reproducible,
+    snapshot,
+    train,
+)
+
+__all__ = ["finished", "quick"]  # fixtures of this module too
+
+DIGITS = get_recipe("digits")
+
+
+@pytest.fixture(autouse=True)
+def no_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests, perhaps started by make, look for themselves."""
+    monkeypatch.delenv("MAKELEVEL", raising=False)
+
+
+def test_numbers_have_a_form_that_fits_them() -> None:
+    assert [percent(share) for share in (0.9124, 1, 0)] == ["91.2 %", "100.0 %", "0.0 %"]
+    shown = {0.26349: "0.263", 1.3: "1.30", 12: "12.0", 567.4: "567", 4499.3: "4,499", 1e-5: "1.00e-05"}
+    assert {number: significant(number) for number in shown} == shown
+    assert [significant(999.6), significant(float("nan"))] == ["1,000", "nan"]
+    assert [speed(n, 1) for n in (4499.3, 73.2, 9.1, 0)] == [f"{n} images/s" for n in ("4,499", "73", "9.10", "0.00")]
+    assert told(0.136, 0.964) == "loss 0.136  accuracy 96.4 %"
+    sizes = {
+        93_100_000: "93.1 MB",
+        2_100_000_000: "2.10 GB",
+        999_600_000: "1.00 GB",
+        68_500: "68.5 kB",
+        12: "0.0120 kB",
+    }
+    assert {size: in_units(size) for size in sizes} == sizes
+
+
+def of_journal(folder: Path, epochs: int = 3, keep: int | None = 1) -> Journal:
+    run = RunFolder.create(folder / "run", replace(DIGITS, epochs=epochs))
+    write_json(run.path / "manifest.json", {"framework": "torch"})
+    return Journal(run, "torch", ARCHS["lenet"], 3, 1, keep=keep)
+
+
+def trained(book: Journal, epoch: int) -> Any:
+    batch = Batch(np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, np.int32), {}, np.arange(4))
+    with book.epoch(epoch) as record:
+        for _ in range(3):
+            record(batch, {"loss": 4 * 0.263, "correct": 3, "count": 4})
+    return record.progress()
+
+
+def test_a_line_names_its_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    book = of_journal(tmp_path, epochs=12)
+    book.scores({"val": Scores(2.7, 5, 9, 10), "test": Scores(13.6, 6, 9, 10)}, trained(book, 0))
+    line = capsys.readouterr().out
+    assert line.startswith("epoch  1/12  loss 0.263  accuracy 75.0 %  ")
+    assert line.endswith(" images/s | val loss 0.270  accuracy 50.0 %  test loss 1.36  accuracy 60.0 %\n")
+
+
+def test_a_pipe_gets_a_line_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On stderr, with the time that the whole run will still take; by default none within the first seconds."""
+    book, clock = of_journal(tmp_path), iter(range(0, 10**6, 20))
+    monkeypatch.setattr(journal, "perf_counter", lambda: float(next(clock)))
+    book.started = 0.0
+    with redirect_stderr(io.StringIO()) as stderr:
+        trained(book, 0)
+    *_, line = stderr.getvalue().splitlines()
+    assert line.startswith("epoch 1/3  step 2/3  loss 0.263  accuracy 75.0 %  ")
+    assert line.endswith(" min left")
+    monkeypatch.undo()
+    with redirect_stderr(io.StringIO()) as stderr:
+        trained(book, 1)
+    assert stderr.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(40.2, "40 s"), (89.0, "89 s"), (720.0, "12 min"), (3900.0, "1 h 05 min")]
+)
+def test_a_time_has_a_form_that_fits_it(seconds: float, words: str) -> None:
+    assert journal._duration(seconds) == words
+
+
+def evaluated(book: Journal, rights: tuple[int, ...], split: str = "test") -> list[str]:
+    """The checkpoints that stay of epochs that scored so."""
+    for epoch, right in enumerate(rights, 1):
+        book.run.checkpoint(epoch, "torch").touch()
+        book.evaluations.append({"split": split, "epoch": epoch, "accuracy": right / 100})
+        book.prune()
+    return [path.stem for path in book.run.checkpoints("torch")]
+
+
+@pytest.mark.parametrize(
+    ("keep", "rights", "stay"),
+    [
+        (1, (90, 80, 70, 60), [1, 4]),
+        (1, (60, 70, 80, 90), [3, 4]),  # the best is the newest: one more, should it be damaged
+        (2, (90, 80, 70, 60), [1, 3, 4]),
+        (None, (90, 80, 70, 60), [1, 2, 3, 4]),
+    ],
+)
+def test_the_newest_and_the_best_checkpoint_stay(
+    keep: int | None, rights: tuple[int, ...], stay: list[int], tmp_path: Path
+) -> None:
+    assert evaluated(of_journal(tmp_path, 4, keep), rights) == [f"epoch_{epoch:04d}" for epoch in stay]
+
+
+def test_the_validation_split_says_which_is_best(tmp_path: Path) -> None:
+    book = of_journal(tmp_path, 4)
+    book.evaluations.append({"split": "test", "epoch": 1, "accuracy": 0.99})
+    assert evaluated(book, (10, 30, 20, 25), "val") == ["epoch_0002", "epoch_0004"]
+    assert book.choice().epoch == 2
+    assert book.choice().why == "the best on the validation split (30.0 %)"
+
+
+def test_without_a_validation_split_the_last_epoch_is_the_result(tmp_path: Path) -> None:
+    """However good another one was on the test split; whoever asks is told so."""
+    assert choose({"test": (0.99, 2)}, 8).epoch == 8
+    run = of_journal(tmp_path, 2).run
+    assert result_of_run(run) is None
+    model = run.path / "model.safetensors"
+    assert said_of(model) == ""
+    model.touch()
+    for epoch, accuracy in ((1, 0.9), (2, 0.8)):
+        run.log(step=3 * epoch, epoch=epoch, split="test", accuracy=accuracy)
+    assert said_of(model) == f"{model} is of epoch 2, the last: no validation split to choose by"
+    assert said_of(run.path / "recipe.json") == said_of(None) == ""
+
+
+@both
+def test_the_next_command_is_typed_as_this_one_was(framework: Framework, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.orig_argv", [".venv/bin/python", "-m"])
+    assert hints.after_training(framework, Path("runs/a b"), "digits") == [
+        f".venv/bin/python -m {framework}_impl.predict photo.jpg --run 'runs/a b'",
+        f".venv/bin/python -m {framework}_impl.evaluate 'runs/a b'",
+        ".venv/bin/python -m study.compare digits",
+    ]
+    assert hints.resume(framework, Path("r")) == f".venv/bin/python -m {framework}_impl.train --resume r"
+    monkeypatch.setenv("MAKELEVEL", "1")
+    predict, evaluate, compare = hints.after_training(framework, Path("runs/a"), "digits")
+    assert predict == "make predict RUN=runs/a IMAGE=photo.jpg" + (" FRAMEWORK=flax" if framework == "flax" else "")
+    assert (evaluate, compare) == (f"make evaluate-{framework} RUN=runs/a", "make compare RECIPE=digits")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert hints.resume(framework, Path("r")) == "the same command with --resume r"
+
+
+@both
+def test_the_last_lines_say_what_is_there(framework: Framework, finished: dict[str, Run]) -> None:
+    run = finished[framework]
+    assert f"\n{run.path}: {in_units(size_of(run.path))}\n" in run.out
+    assert "epoch_0001, epoch_0002\n" in run.out
+    assert run.out.splitlines()[-4] == "next:"
+
+
+def said_bytes(out: str) -> float:
+    """Of a checkpoint, as it is announced before the first step."""
+    number, unit = out.partition("checkpoints of ")[2].partition(",")[0].split()
+    return float(number) * {"kB": 1e3, "MB": 1e6}[unit]
+
+
+@both
+def test_the_room_is_said_before_it_is_taken(framework: Framework, finished: dict[str, Run], tmp_path: Path) -> None:
+    """For optimizers that remember two, one and no numbers of each parameter."""
+    sgd = ("--epochs", 2, "--optimizer.name", "sgd", "--optimizer.lr", 0.01)
+    runs = [finished[framework], train(framework, tmp_path / "momentum", *sgd, "--optimizer.momentum", 0.9)]
+    for run in (*runs, train(framework, tmp_path / "plain", *sgd)):
+        file = RunFolder(run.path).checkpoints(framework)[-1]
+        assert said_bytes(run.out) == pytest.approx(size_of(file), rel=0.15)
+
+
+@both
+def test_what_does_not_fit_is_refused(
+    framework: Framework, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(common.training.room, "free_at", lambda path: 1_500_000)
+    said = refused_training(framework, capsys, *FAST, "--epochs", 8, "--out", tmp_path / "run", "--keep", "all")
+    assert f"error: {tmp_path / 'run'} does not fit on its disk: 8 checkpoints of 439 kB" in said
+    assert "1.50 MB are free. Make room, or keep fewer checkpoints, --keep 1, or name" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_more_is_written_before_an_old_one_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two stay, a third is written, and then comes the network: four times its size; less what is there already."""
+    recipe, options = replace(DIGITS, epochs=8), TrainOptions()
+    for free, fits in ((400, True), (399, False)):
+        monkeypatch.setattr(common.training.room, "free_at", lambda path, free=free: free)
+        if fits:
+            check_room(tmp_path / "run", 100, recipe, 23, options)
+        else:
+            with pytest.raises(UserError, match="does not fit"):
+                check_room(tmp_path / "run", 100, recipe, 23, options)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "kept").write_bytes(b"x")
+    check_room(tmp_path / "run", 100, recipe, 23, options)
+    monkeypatch.setattr(common.training.room, "free_at", lambda path: 10**9)
+    within = TrainOptions(checkpoint_every=10, keep="all")  # after steps 10, 20 and 23 of each epoch
+    assert check_room(tmp_path / "new", 10**6, recipe, 23, within) == "up to 24 checkpoints of 1.00 MB, 24.0 MB in all"
+
+
+@both
+@pytest.mark.parametrize("form", ["--resume RUN", "--resume=RUN", "--resume --out RUN", "digits --resume RUN"])
+def test_a_run_is_resumed_without_retyping(
+    framework: Framework, form: str, finished: dict[str, Run], tmp_path: Path
+) -> None:
+    """Its recipe and its options come from its folder, and the end is that of a run that was not stopped."""
+    path = tmp_path / "run"
+    train(framework, path, "--epochs", 1, "--keep", "all")
+    run_train(TRAIN[framework].fit, [*form.replace("RUN", str(path)).split(), "--epochs", "2"])
+    resumed = Run(path, "", "")
+    assert reproducible(resumed.rows) == reproducible(finished[framework].rows)
+    assert (path / "model.safetensors").read_bytes() == (finished[framework].path / "model.safetensors").read_bytes()
+    assert read_json(path / "options.json")["keep"] == "all"
+    assert read_json(path / "options.json")["device"] == "cpu"
+
+
+def test_what_is_given_besides_is_checked(
+    finished: dict[str, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = finished["torch"].path
+    before = snapshot(path)
+    for words, said in (
+        (("--resume", path, "--seed", 1), "ran with seed = 0, not 1"),
+        (("fashion_mnist_lenet", "--resume", path), "a resumed run"),
+        (
+            ("--resume", path, "--out", tmp_path),
+            f"the run goes on in: leave --out {tmp_path} out",
+        ),
+        (("--resume", tmp_path / "no"), f"{tmp_path / 'no'} is not a run folder: nothing to resume"),
+        (("--resume",), "--resume needs RUN, the folder of the run to continue"),
+    ):
+        assert said in refused_training("torch", capsys, *words)
+    assert snapshot(path) == before
+
+
+def test_options_are_those_of_the_run(tmp_path: Path) -> None:
+    """Weights to start from only until the run has begun; an older run, which kept all checkpoints, keeps them."""
+    given = TrainOptions(init_from=Path("w.safetensors"), data_dir=tmp_path, keep="all", skip_bad=2, log_every=3)
+    run = RunFolder.create(tmp_path / "run", DIGITS, given.recorded())
+    now = TrainOptions(out=run.path, resume=True)
+    assert now.of_run(run) == replace(given, out=run.path, resume=True, init_from=Path("w.safetensors").absolute())
+    write_json(run.path / "manifest.json", {})
+    assert now.of_run(run) == TrainOptions(out=run.path, resume=True, data_dir=tmp_path, keep="all", log_every=3)
+    broken: list[Any] = [[], {"keep": "some"}, {**given.recorded(), "log_every": 0}]
+    for damaged in broken:
+        write_json(run.path / "options.json", damaged)
+        with pytest.raises(UserError):
+            now.of_run(run)
+    (run.path / "options.json").unlink()
+    assert now.of_run(run) == replace(now, keep="all")
+
+
+@both
+def test_a_damaged_newest_checkpoint_leaves_another(framework: Framework, tmp_path: Path) -> None:
+    """By default too, where the best is the newest."""
+    path = tmp_path / "run"
+    train(framework, path, "--epochs", 3)
+    kept = RunFolder(path).checkpoints(framework)
+    assert len(kept) == 2
+    file = kept[-1] if kept[-1].is_file() else kept[-1] / "SHA256SUMS"
+    file.write_bytes(b"damaged")
+    run_train(TRAIN[framework].fit, ["--resume", str(path)])
+    assert [row["epoch"] for row in Run(path, "", "").rows if row["split"] == "test"] == [1, 2, 3]
+    assert FRAMEWORKS[framework].suffix in kept[-1].name

@@ -203,7 +203,7 @@ class Journal:
         """
         self.stop.raise_if_asked(f"{path} is written; {hints.resume(self.framework, self.run.path)} continues it")
 
-    def interrupted(self, stopped: KeyboardInterrupt) -> KeyboardInterrupt:
+    def interrupted(self, stopped: BaseException) -> BaseException:
         """What ended training, told how to continue where it does not say so itself: it came without a checkpoint."""
         if str(stopped):
             return stopped

@@ -24,7 +24,7 @@ from common.runs.journal import EpochRecord, Journal
 from common.runs.manifest import write_manifest
 from common.runs.progress import Progress
 from common.runs.scores import Scores
-from common.stopping import Stop
+from common.stopping import Stop, Stopped
 from common.training import faults
 from common.training.engine import AfterStep, Engine, Feed, State
 from common.training.options import TrainOptions
@@ -148,7 +148,7 @@ def _lead(job: _Job[State], state: State) -> Path:
         journal.announce(place, job.data, fresh, room)
         try:
             peak = _train_epochs(job, state, journal)
-        except KeyboardInterrupt as stopped:
+        except (Stopped, KeyboardInterrupt) as stopped:
             raise journal.interrupted(stopped) from None
         except (NonFiniteError, RuntimeError, MemoryError) as error:
             clear_frames(error.__traceback__)  # which hold what fills the device

@@ -13,7 +13,6 @@ import numpy as np
 from common.arch.spec import Arch, Size
 from common.errors import UserError, lookup
 from common.recipes.spec import Recipe
-from common.runs.choice import said_of
 from common.system import package_versions
 from common.weights.network import Network, image_of
 
@@ -60,7 +59,6 @@ def note(source: Network, kind: str, layout: str, opset: int | None) -> dict[str
         "class_names": list(source.class_names) or None,
         "arch": source.arch.name,
         "source": str(source.path),
-        "chosen": said_of(source.path) or None,
         "versions": package_versions(PACKAGES),
     }
 

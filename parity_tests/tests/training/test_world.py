@@ -286,7 +286,7 @@ def test_all_processes_stop_early(framework: Framework, tmp_path: Path) -> None:
         code, out, err = finish(start(2, f"{framework}_impl.train", *FEW, *few, "--out", str(tmp_path / "run"), *words))
         assert code == 0, err
         assert "stopping early, after epoch 2 of 5: none since epoch 1 was better" in out
-        assert "after epoch 1, which was best on the validation split" in out
+        assert "after epoch 1, the best on the validation split (" in out
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 2
 
 

@@ -14,6 +14,8 @@ def resume(framework: Framework, run: Path) -> str:
     """Continues a run; of several processes it is only said how, since no one of them knows the words for all."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return f"the same command with --resume {_quoted(run)}"
+    if "MAKELEVEL" in os.environ:
+        return f"make resume RUN={_quoted(run)}"
     return f"{_module(framework, 'train')} --resume {_quoted(run)}"
 
 

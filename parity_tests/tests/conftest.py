@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 
+os.environ.pop("MAKELEVEL", None)  # commands name the next one as make's where make has started them
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # both frameworks share one GPU's memory
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # PyTorch's idle threads must not spin where XLA's work
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # several processes share the cores

@@ -45,12 +45,6 @@ __all__ = ["finished", "quick"]  # fixtures of this module too
 DIGITS = get_recipe("digits")
 
 
-@pytest.fixture(autouse=True)
-def no_make(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These tests, perhaps started by make, look for themselves."""
-    monkeypatch.delenv("MAKELEVEL", raising=False)
-
-
 def test_numbers_have_a_form_that_fits_them() -> None:
     assert [percent(share) for share in (0.9124, 1, 0)] == ["91.2 %", "100.0 %", "0.0 %"]
     shown = {0.26349: "0.263", 1.3: "1.30", 12: "12.0", 567.4: "567", 4499.3: "4,499", 1e-5: "1.00e-05"}
@@ -172,6 +166,7 @@ def test_the_next_command_is_typed_as_this_one_was(framework: Framework, monkeyp
     predict, evaluate, compare = hints.after_training(framework, Path("runs/a"), "digits")
     assert predict == "make predict RUN=runs/a IMAGE=photo.jpg" + (" FRAMEWORK=flax" if framework == "flax" else "")
     assert (evaluate, compare) == (f"make evaluate-{framework} RUN=runs/a", "make compare RECIPE=digits")
+    assert hints.resume(framework, Path("r")) == "make resume RUN=r"
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert hints.resume(framework, Path("r")) == "the same command with --resume r"
 

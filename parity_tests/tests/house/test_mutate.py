@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from common.errors import UserError
-from parity_tests.results import ROOT
+from parity_tests.results import RESULTS, ROOT
 from stress.mutate import Options, alone, mutate
 from stress.mutation import mutations, report
 from stress.mutation.sessions import Tree
@@ -234,3 +234,16 @@ def test_known_equivalents_are_still_there() -> None:
         made = {(each.old, each.new) for each in mutations.mutations((ROOT / file).read_text("utf-8"))}
         assert {(line, mutation) for name, line, mutation in known if name == file} <= made
     assert all(len(reason) > 20 for reason in known.values())
+
+
+@pytest.mark.full
+def test_a_sample_of_the_files_that_were_tried_whole(tmp_path: Path) -> None:
+    """60 mutants of theirs: none survives but those that are filed as survivors."""
+    filed = json.loads((RESULTS / "mutation.json").read_text("utf-8"))["files"]
+    whole = {file: row for file, row in filed.items() if not row["pending"]}
+    tests = {test for row in whole.values() for test in row["tests"]}
+    result = mutate(Options(tuple(whole), sample=60, tests=tuple(sorted(tests)), out=tmp_path), Tree(ROOT))
+    assert result["totals"]["killed"] + result["totals"]["timeout"] > 50
+    for file, row in result["files"].items():
+        known = {(each["line"], each["mutation"]) for each in whole[file]["survivors"]}
+        assert {(each["line"], each["mutation"]) for each in row["survivors"]} <= known, file

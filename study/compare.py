@@ -98,10 +98,12 @@ def compare(options: Options) -> Path:
         scored += ["--data-dir", str(options.data_dir)] if options.data_dir else []
         run_evaluate(framework, module.evaluate_network, module.class_names, scored)
     noise = _measure_noise(recipe, options, folder)
+    ours, theirs = (runs.read_run(folder / framework, framework) for framework in EVALUATIONS)
+    widths = runs.read_noise(noise)["curves"]
+    _show(recipe, runs.summary(ours, theirs, widths))
+    print(runs.verdict(ours["curves"], theirs["curves"], widths, recipe.precision), flush=True)
     chosen = site.Options(run_torch=folder / "torch", run_flax=folder / "flax", noise=noise, out=options.site)
     page = site.build(chosen)
-    ours, theirs = (runs.read_run(folder / framework, framework) for framework in EVALUATIONS)
-    _show(recipe, runs.summary(ours, theirs, runs.read_noise(noise)["curves"]))
     print(f"\nmake study RUN_TORCH={chosen.run_torch} RUN_FLAX={chosen.run_flax} NOISE={noise} writes the pages again")
     return page
 

@@ -31,6 +31,8 @@ FIGURES = {
     "memory": ("peak memory", "memory"),
 }
 
+ALLOWED = 4  # times the self-noise: two runs, each with rounding of its own, and noise is measured on a run or two
+
 Points = list[tuple[float, float]]  # step, value
 Curves = dict[str, dict[str, Points]]
 
@@ -105,9 +107,9 @@ def _final(rows: list[dict[str, Any]]) -> dict[str, float]:
     """The figures of `FIGURES` that the rows give."""
     final: dict[str, float] = {}
     trained = [row for row in rows if row["split"] == "train"]
-    last = [row["loss"] for row in trained if row.get("epoch") == trained[-1].get("epoch") and _number(row.get("loss"))]
+    last = [row for row in trained if row.get("epoch") == trained[-1].get("epoch") and _number(row.get("loss"))]
     if last:
-        final["train loss"] = fmean(last)
+        final["train loss"] = fmean([row["loss"] for row in last], [_examples(row) for row in last])
     for figure in ("test loss", "test accuracy", "val accuracy"):
         split, key = figure.split()
         values = [row[key] for row in rows if row["split"] == split and _number(row.get(key))]
@@ -118,6 +120,40 @@ def _final(rows: list[dict[str, Any]]) -> dict[str, float]:
         if values:
             final[key] = of_all(values)
     return final
+
+
+def _examples(row: Mapping[str, Any]) -> int:
+    """How many examples a row of training is the mean of; 1 where it does not say."""
+    rate, seconds = (row.get(key) for key in ("images/s", "seconds"))
+    return max(round(float(rate or 0) * float(seconds or 0)), 1) if _number(rate) and _number(seconds) else 1
+
+
+def verdict(ours: Curves, theirs: Curves, noise: Curves, precision: str) -> str:
+    """Whether the losses of two runs agree, in a sentence: measured by what rounding alone drives them apart by.
+
+    Args:
+        ours, theirs: of both runs.
+        noise: as `envelope`.
+        precision: that they were computed in.
+    """
+    ratios = [
+        (value / dict(noise[split]["loss"])[step], step, split)
+        for split, keys in differences(ours, theirs).items()
+        for step, value in keys.get("loss", [])
+        if dict(noise.get(split, {}).get("loss", [])).get(step)
+    ]
+    if not ratios:
+        return "no verdict: the self-noise was not measured"
+    worst, _, _ = max(ratios)
+    if worst <= ALLOWED:
+        return (
+            f"agree: the losses part by at most {worst:.2g} times {precision}'s own noise; {ALLOWED} times is allowed"
+        )
+    first, step, split = min((each for each in ratios if each[0] > ALLOWED), key=lambda each: each[1])
+    return (
+        f"part: at step {step} the {split} losses differ by {first:.2g} times {precision}'s own noise, where {ALLOWED} "
+        f"times is allowed, and by at most {worst:.2g} times in all"
+    )
 
 
 def summary(ours: Mapping[str, Any], theirs: Mapping[str, Any], noise: Curves) -> list[dict[str, Any]]:

@@ -617,3 +617,35 @@ def test_the_envelope_is_the_largest_difference_so_far() -> None:
     assert [step for step, _ in found] == [1, 2, 3]
     assert [width for _, width in found] == pytest.approx([0.1, 0.4, 0.4])
     assert runs.envelope(base, [base], 1e-7)["train"]["loss"] == [(step, 32e-7) for step in (1, 2, 3)]
+
+
+def test_a_comparison_ends_in_a_verdict() -> None:
+    """By the largest share of the noise, whatever the split; where the losses part, the first step is named."""
+    noise: Any = {"train": {"loss": [(1, 1e-6), (2, 1e-5)]}, "test": {"loss": [(2, 1e-4)]}}
+    ours: Any = {"train": {"loss": [(1, 2.0), (2, 1.0)], "lr": [(1, 0.1)]}, "test": {"loss": [(2, 1.5)]}}
+
+    def told(*apart: float) -> str:
+        one, two, test = apart
+        theirs: Any = {
+            "train": {"loss": [(1, 2 + one), (2, 1 + two)], "lr": [(1, 0.1)]},
+            "test": {"loss": [(2, 1.5 + test)]},
+        }
+        return runs.verdict(ours, theirs, noise, "float32")
+
+    assert told(0, 1.3e-5, 0) == "agree: the losses part by at most 1.3 times float32's own noise; 4 times is allowed"
+    assert told(0, 0, 3.9e-4).startswith("agree: the losses part by at most 3.9 times")
+    assert told(5e-6, 7e-5, 0) == (
+        "part: at step 1 the train losses differ by 5 times float32's own noise, where 4 times is allowed, "
+        "and by at most 7 times in all"
+    )
+    assert told(0, 0, 4.1e-4).startswith("part: at step 2 the test losses differ by 4.1 times")
+    assert runs.verdict(ours, ours, {}, "float32").startswith("no verdict")
+
+
+def test_the_training_loss_counts_every_example_once(tmp_path: Path) -> None:
+    """Rows of 1,280 and 157 examples, as one epoch of digits has them."""
+    rows = [
+        {"step": 10, "epoch": 1, "split": "train", "loss": 2.0, "seconds": 8.0, "images/s": 160.0},
+        {"step": 12, "epoch": 1, "split": "train", "loss": 1.0, "seconds": 0.5, "images/s": 314.0},
+    ]
+    assert runs._final(rows)["train loss"] == pytest.approx((2.0 * 1280 + 1.0 * 157) / 1437)

@@ -54,7 +54,9 @@ def changes(kind: str) -> list[Change]:
 
 def commands(kind: str) -> list[str]:
     """What a section says to try."""
-    return [f"make {target} {words}" for target, words in re.findall(r"`make (\S+)` with\s`(.+?)`", SECTIONS[kind])]
+    tries = re.findall(r"Try it: `make (\S+?)(?:` with\s`| )(.+?)`", SECTIONS[kind])
+    assert tries, kind
+    return [f"make {target} {words}" for target, words in tries]
 
 
 def copied(folder: Path) -> Path:

@@ -12,6 +12,7 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # several processes share the cor
     share = max((os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]), 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(share))
 
+import signal
 from collections.abc import Iterator
 
 import jax
@@ -19,6 +20,11 @@ import pytest
 
 import common.system
 from parity_tests import results
+
+# Tests send signals, which a process in the background (&, nohup) would ignore, and those that it starts.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 common.system.keep_freed = lambda: False  # one process runs hundreds of networks: what is freed must go back
 

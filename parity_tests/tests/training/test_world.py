@@ -266,7 +266,7 @@ def test_resuming_with_another_number_of_processes(framework: Framework, tmp_pat
     words = [f"{framework}_impl.train", *FEW, "--epochs", "1", "--out", str(parts)]
     code, out, err = finish(start(2, *words))
     assert code == 0, err
-    assert out.count("epoch   1/1") == 1
+    assert out.count("epoch 1/1  loss") == 1
     assert "on 2 processes, each on cpu" in out
     run_train(TRAIN[framework].fit, [*FEW, "--epochs", "2", "--out", str(parts), "--resume"])
     ours, theirs = (

@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from common.data import photos
-from common.data.crops import central_square, random_boxes, random_resized_crop
+from common.data.crops import HostCrop, central_square, random_boxes, random_resized_crop
 from common.data.photos import cut, opened
 from common.errors import UserError
 
@@ -173,6 +173,7 @@ DRAFTS = [
     ((1.0, 0.95), 12, 8),
     ((0.05, 0.5), 20, 2),
     ((0.05, 0.5), 40, 1),
+    ((0.89, 0.956), 20, 4),  # its width alone would let it be an eighth
 ]
 
 
@@ -198,3 +199,14 @@ def test_a_jpeg_is_decoded_at_the_size_that_its_box_needs(
         x0, y0, x1, y1 = box - [x, y, x, y]
         expected = part.resize((side, side), Image.Resampling.BILINEAR, box=(x0, y0, x1, y1))
     np.testing.assert_array_equal(found, np.asarray(expected))
+
+
+@pytest.mark.parametrize("numbers", [None, np.full((1, 22), 0.5)])
+def test_a_network_of_one_channel_gets_grey(numbers: np.ndarray | None) -> None:
+    """Made of the photograph before it is resized; grey stays as it is, and others keep their colours."""
+    image, grey = china(), china().convert("L")
+    found = HostCrop(16, numbers, channels=1)(image, 0)
+    assert found.shape == (16, 16, 1)
+    np.testing.assert_array_equal(found, HostCrop(16, numbers, channels=1)(grey, 0))
+    np.testing.assert_array_equal(found[..., 0], HostCrop(16, numbers)(grey, 0)[..., 0])
+    assert HostCrop(16, numbers)(image, 0).shape == (16, 16, 3)

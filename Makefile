@@ -163,7 +163,7 @@ gpu-run:  ## prove and measure there, in STAGES (smoke proof bench accuracy; AGA
 
 ## Develop
 
-test: lint .venv-onnx/.done  ## check style, types and imports, and run the tests (about 20 minutes on 2 cores)
+test: lint .venv-onnx/.done  ## check style, types and imports, and run the tests (half an hour on 2 cores)
 	$(PYTEST) $(SPREAD) $(ARGS)
 
 test-full: .venv/.test .venv-onnx/.done  ## run every test, the long ones too, and file the curves under benchmarks/results

@@ -86,6 +86,7 @@ def run_features(
         for text in failed:
             print(f"error: {text}", file=sys.stderr)
         if failed:
-            raise UserError(f"{len(failed)} images could not be read; they have no row.")
+            total = len(failed) + len(arrays["features"])
+            raise UserError(f"{len(failed)} of {total} images could not be read and have no row.")
 
     guard(run)

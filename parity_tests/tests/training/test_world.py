@@ -292,17 +292,26 @@ def test_all_processes_stop_early(framework: Framework, tmp_path: Path) -> None:
 
 LEAVING = """
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 import torch.distributed
 import torch_impl.train
 from common.commands.train import run_train
 
 def threads():
-    return sum("gloo" in (task / "comm").read_text() for task in Path("/proc/self/task").iterdir())
+    found = 0
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # one that ends while it is looked at
+            found += "gloo" in (task / "comm").read_text()
+    return found
 
 def left():
     print("threads", threads())
     destroy()
+    until = time.monotonic() + 20  # one that is joined stays listed for a moment
+    while threads() and time.monotonic() < until:
+        time.sleep(0.01)
     print("threads", threads())
 
 destroy, torch.distributed.destroy_process_group = torch.distributed.destroy_process_group, left

@@ -33,11 +33,12 @@ from common.system import commit, package_versions
 from parity_tests.results import RESULTS, ROOT
 
 # Those who wait for their turn must not spin, nor hold memory that they do not use: JAX takes no more of a GPU than
-# this share, for what its autotuner once tried it keeps.
+# this share, for what its autotuner once tried it keeps. A first step is one on a machine that has kept no programs.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if "CLIENT_MEM_FRACTION" not in name} | {
     "OMP_WAIT_POLICY": "passive",
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     "XLA_CLIENT_MEM_FRACTION": "0.2",
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
 }
 WIDTH = {"float64": 8, "bfloat16": 2, "float16": 2}  # bytes of a number that passes between layers; else 4
 PATIENCE = 240.0  # seconds that a program may take for an answer

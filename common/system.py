@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 import subprocess
 import sys
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import gettempdir
 
 from common.errors import UserError
 
@@ -23,6 +26,25 @@ def expanded(name: str) -> Path:
         return Path(name).expanduser()
     except RuntimeError as error:
         raise UserError(f"{name} cannot be found: {str(error).rstrip('.')}; name the folder without ~.") from error
+
+
+def cache_folder() -> Path:
+    """Where this project keeps for the next time what can be had again; below a user's ~/.cache."""
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user without a home, as in some containers
+        home = Path(gettempdir())
+    return home / ".cache" / "alexnet-twice"
+
+
+def programs_folder() -> Path:
+    """Where what JAX compiled on this machine is kept. A home that machines share has one for each kind of processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:  # no Linux
+        features = platform.processor()
+    return cache_folder() / f"jax-{platform.machine()}-{sha256(features.encode()).hexdigest()[:8]}"
 
 
 def package_versions(more: tuple[str, ...] = ()) -> dict[str, str]:

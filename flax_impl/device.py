@@ -16,15 +16,18 @@ from jax.sharding import Sharding
 from common.arithmetic import check_products, named, operands
 from common.errors import UserError, first_line
 from common.recipes.spec import Precision, Recipe
-from common.system import keep_freed, peak_resident_bytes
+from common.system import keep_freed, peak_resident_bytes, programs_folder
 
 
 def pick_device(name: str) -> jax.Device:
     """`auto` takes the GPU if JAX sees one, `cpu` and `gpu` insist. On the CPU, memory is kept: `keep_freed`.
 
+    From here on what is compiled is kept for the next process: `keep_programs`.
+
     Raises:
         UserError: a GPU is asked for and JAX sees none, or JAX_PLATFORMS names what is not there; says why that may be.
     """
+    keep_programs()
     try:
         device = jax.local_devices(backend="cpu" if name == "cpu" else None)[0]
     except (RuntimeError, AssertionError) as error:  # the latter where a platform has no plugin
@@ -39,6 +42,25 @@ def pick_device(name: str) -> jax.Device:
     if device.platform == "cpu":
         keep_freed()
     return device
+
+
+def keep_programs() -> None:
+    """Let JAX keep what it compiles for the next process, also what took it less than a second.
+
+    JAX_COMPILATION_CACHE_DIR names another folder than `programs_folder`, JAX_ENABLE_COMPILATION_CACHE=false none. One
+    that cannot be written is left alone, and each process compiles for itself.
+    https://docs.jax.dev/en/latest/persistent_compilation_cache.html
+    """
+    if not jax.config.jax_compilation_cache_dir:
+        folder = programs_folder()
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # who writes here has this user run what they wrote
+        except OSError:
+            return
+        if not os.access(folder, os.W_OK):
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def memory(device: jax.Device | Sharding) -> float:

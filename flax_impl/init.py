@@ -29,7 +29,8 @@ def initialize(model: AlexNet | LeNet, init: Init, seed: int) -> dict[str, Any]:
     return _draw(model, init, jax.random.key(seed))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+# LLVM takes twice as long to polish sixteen draws as they take to run without.
+@partial(jax.jit, static_argnums=(0, 1), compiler_options={"xla_backend_optimization_level": 1})
 def _draw(model: AlexNet | LeNet, init: Init, key: Array) -> dict[str, Any]:
     variables = model.init(key, jnp.zeros((1, *model.arch.image), model.param_dtype), train=False)
     flat = flatten_dict(variables["params"])

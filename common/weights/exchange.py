@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from common.config import from_dict, to_dict
 from common.errors import UserError
 from common.recipes.spec import Preprocess, Recipe
 from common.runs.files import atomic
+from common.system import cache_folder
 
 Tensors = dict[str, np.ndarray]
 
@@ -259,11 +259,7 @@ def _take(value: Any, shape: tuple[int, ...], tensors: Tensors, name: str) -> st
 
 def pretrained_path() -> Path:
     """Where `make weights` puts torchvision's ImageNet weights in the exchange format."""
-    try:
-        home = Path.home()
-    except RuntimeError:  # a user without a home, as in some containers
-        home = Path(gettempdir())
-    return home / ".cache" / "alexnet-twice" / "alexnet_imagenet1k_v1.safetensors"
+    return cache_folder() / "alexnet_imagenet1k_v1.safetensors"
 
 
 def pretrained_file(path: Path | None = None) -> Path:

@@ -38,7 +38,7 @@ def cache_folder() -> Path:
 
 
 def programs_folder() -> Path:
-    """Where what JAX compiled on this machine is kept. A home that machines share has one for each kind of processor."""
+    """Where what JAX compiled is kept. A home that machines share has one for each kind of processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         features = next((line for line in lines if line.startswith(("flags", "Features"))), "")

@@ -31,8 +31,12 @@ RENAMED = {
     ("weights", "load_model"): "load_variables",
     ("device", "compute_in"): "compute_dtype",
 }
-# JAX's types are arguments of a model, PyTorch's follow from its parameters; JAX compiles everything, constants too.
-ONE_SIDED = {("flax_impl", "device"): {"model_dtypes"}, ("torch_impl", "device"): {"constant", "compiles"}}
+# JAX's types are arguments of a model, PyTorch's follow from its parameters; JAX compiles everything, constants too,
+# and keeps it only where it is told so.
+ONE_SIDED = {
+    ("flax_impl", "device"): {"model_dtypes", "keep_programs"},
+    ("torch_impl", "device"): {"constant", "compiles"},
+}
 
 # A Flax module's fields and free functions are attributes in PyTorch.
 NOT_LAYERS = {"arch", "activation"}

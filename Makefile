@@ -41,7 +41,7 @@ LOCK := pyproject.toml requirements.lock
 .DEFAULT_GOAL := help
 TARGETS := help train-torch train-flax resume resume-torch resume-flax compare ablation find-lr find-lr-torch \
 	find-lr-flax runs plot evaluate-torch evaluate-flax predict predict-torch predict-flax features features-torch features-flax export-torch export-flax summary \
-	study weights data parity mutants mutate soak fuzz bench bench-gpu growth gpu-pack gpu-run test test-full test-gpu lint \
+	study weights data parity mutants mutate soak fuzz results results-table bench bench-gpu growth gpu-pack gpu-run test test-full test-gpu lint \
 	lock clean
 .PHONY: $(TARGETS)
 .DELETE_ON_ERROR:
@@ -143,6 +143,12 @@ soak: .venv/.test  ## train for half an hour, killed every 20 to 60 s, in FRAMEW
 
 fuzz: .venv/.test  ## damage 10,000 files of every kind and open them: each must be refused in a sentence or be whole
 	$(BIN)/python -m stress.fuzz $(ARGS)
+
+results: .venv/.test  ## train the runs of README's table that are not filed yet, one after the other, and file each; ARGS="--recipes digits --seeds 0 --limit 3600"
+	$(BIN)/python -m benchmarks.measured $(ARGS)
+
+results-table: .venv/.test  ## write README's table of recipes, and docs/results.md, from what is filed
+	$(BIN)/python -m benchmarks.measured_tables
 
 bench: .venv/.test  ## measure both frameworks beside plain loops on this machine's CPU, print the table and file it
 	$(BIN)/python -m benchmarks.bench cpu
@@ -262,6 +268,8 @@ TAKES.study := RECIPE RECIPE_FILE RUN_TORCH RUN_FLAX NOISE IMAGE ARGS
 TAKES.data := DATASET ARGS
 TAKES.mutate := FILES ARGS
 TAKES.soak := FRAMEWORK ARGS
+TAKES.results := ARGS
+TAKES.results-table :=
 TAKES.growth := SUITE
 TAKES.gpu-run := STAGES AGAIN LIMIT RESULTS DEVICE ARGS
 $(foreach target,parity mutants fuzz gpu-pack test test-full test-gpu,$(eval TAKES.$(target) := ARGS))

@@ -63,7 +63,7 @@ def copied(folder: Path) -> Path:
     """The project once more."""
     for room in COPIED:
         shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("pyproject.toml", "requirements.lock", "Makefile", "benchmarks/results/accuracy-cpu.json"):
+    for file in ("pyproject.toml", "requirements.lock", "Makefile", "benchmarks/results/accuracy.json"):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / file, folder / file)
     return folder

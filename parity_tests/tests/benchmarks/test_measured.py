@@ -1,0 +1,123 @@
+"""What the recipes come to: tables are what is filed, what is filed is of the recipes as they are; the queue."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import measured
+from benchmarks.measured import CPU, FILE, GPU, Run, read, settings
+from benchmarks.measured_tables import NONE, PAGES, RESULTS_PAGE, cell, fill, pages
+from common.errors import UserError
+from common.recipes.zoo import RECIPES
+from parity_tests.results import ROOT
+
+ROWS = read(FILE)
+
+
+def test_the_tables_are_what_is_filed() -> None:
+    for name, text in pages(ROOT, ROWS).items():
+        assert (ROOT / name).read_text("utf-8") == text, f"{name}: make results-table writes it anew"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_recipe_has_its_row(name: str) -> None:
+    filled = fill((ROOT / name).read_text("utf-8"), ROWS)
+    for recipe in RECIPES:
+        (line,) = (line for line in filled.split("\n") if line.startswith("|") and f"`{recipe}`" in line.split("|")[1])
+        assert line.rstrip(" |").endswith(cell(recipe, ROWS)) or f"`{recipe}`: {cell(recipe, ROWS)}" in line
+
+
+def test_a_figure_that_is_typed_is_found() -> None:
+    row = next(row for row in ROWS if row["recipe"] == "digits")
+    better = [{**each, "test_accuracy": [0.999]} if each is row else each for each in ROWS]
+    written = {name: (ROOT / name).read_text("utf-8") for name in (*PAGES, RESULTS_PAGE)}
+    assert all(text != written[name] for name, text in pages(ROOT, better).items())
+
+
+def stale(row: dict[str, Any]) -> bool:
+    """Whether a row's recipe has other settings by now."""
+    told = {word.strip("-").replace("-", "_") for word in row["changes"][::2]}
+    usual, had = (
+        {path: value for path, value in found.items() if path not in told}
+        for found in (settings(RECIPES[row["recipe"]]), row["settings"])
+    )
+    return bool(usual != had)
+
+
+def test_what_is_filed_is_of_the_recipes_as_they_are() -> None:
+    assert not [row["recipe"] for row in ROWS if stale(row)]
+    keys = [tuple(map(str, map(row.get, measured.KEY))) for row in ROWS]
+    assert keys == sorted(set(keys))
+    for row in ROWS:
+        assert len(row["test_accuracy"]) == row["epochs"] <= row["of_epochs"], row["recipe"]
+        assert row["of_epochs"] == row["settings"]["epochs"]
+    other = json.loads(json.dumps(ROWS[0]))
+    other["settings"]["optimizer.lr"] *= 2
+    assert stale(other)
+
+
+def test_several_seeds_are_a_mean_and_a_part_of_a_run_says_so() -> None:
+    row = {"recipe": "cifar10", "framework": "torch", "seed": 0, "changes": [], "gpu": False, "of_epochs": 3}
+    whole = [row | {"seed": seed, "epochs": 3, "test_accuracy": [0.5, last]} for seed, last in ((0, 0.7), (1, 0.8))]
+    assert cell("cifar10", whole) == "PyTorch 75.0 ± 7.1 % (2 seeds)"
+    part = row | {"epochs": 1, "test_accuracy": [0.456]}
+    assert cell("cifar10", [part]) == "PyTorch 45.6 % after 1 of 3 epochs"
+    assert cell("cifar10", [part, *whole[1:]]) == "PyTorch 80.0 %"
+    other = whole[0] | {"changes": ["--precision", "bfloat16"], "gpu": True}
+    assert cell("cifar10", [other]) == "PyTorch 70.0 % (--precision bfloat16, GPU)"
+    assert cell("digits", whole) == NONE
+    table = "| recipe | measured here |\n|---|---|\n| `cifar10`, `digits` | old |\n\n| `cifar10` | another table |"
+    assert fill(table, [part]).split("\n")[2:] == [
+        "| `cifar10`, `digits` | `cifar10`: PyTorch 45.6 % after 1 of 3 epochs; `digits`: not measured |",
+        "",
+        "| `cifar10` | another table |",
+    ]
+
+
+def test_the_queues_are_of_recipes_that_there_are() -> None:
+    for queue in (CPU, GPU):
+        assert len({run.name for run in queue}) == len(queue)
+        assert all(run.recipe in RECIPES for run in queue)
+
+
+def test_runs_are_trained_filed_and_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One that is cut short is filed as that, goes on where it stopped, and ends; what is filed is not run again."""
+    small = ("--arch", "lenet", "--preprocess.resize", "28", "--epochs", "2")
+    monkeypatch.setattr(measured, "CPU", (Run("digits", "torch", 1, small),))
+    words = ["--runs", str(tmp_path / "runs"), "--file", str(tmp_path / "accuracy.json")]
+    measured.main([*words, "--show"])
+    assert not list(tmp_path.iterdir())
+    measured.main([*words, "--limit", "0"])
+    assert "goes on" in capfd.readouterr().out
+    assert not (tmp_path / "accuracy.json").exists()
+    measured.main(words)
+    (row,) = read(tmp_path / "accuracy.json")
+    assert (row["epochs"], row["of_epochs"], row["seed"], row["changes"]) == (2, 2, 1, list(small))
+    assert row["settings"]["arch"] == "lenet"
+    assert row["data"] == "scikit-learn's digits"
+    folder = tmp_path / "runs" / measured.CPU[0].name
+    rows = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
+    (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in rows if json.loads(line)["epoch"] < 2))
+    half = measured.outcome(measured.CPU[0], folder)
+    assert half
+    assert (half["epochs"], len(half["test_accuracy"])) == (1, 1)
+    measured.add(tmp_path / "accuracy.json", half)
+    measured.main(words)
+    (again,) = read(tmp_path / "accuracy.json")
+    assert again["test_accuracy"] == row["test_accuracy"]
+    capfd.readouterr()
+    measured.main(words)
+    assert "All of them" in capfd.readouterr().out
+
+
+def test_what_is_not_in_the_queue_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Did you mean 'digits'"):
+        measured.main(["--recipes", "digist"])
+    with pytest.raises(UserError, match="no such run"):
+        measured.main(["--recipes", "imagenet"])

@@ -51,7 +51,7 @@ def keep_programs() -> None:
     that cannot be written is left alone, and each process compiles for itself.
     https://docs.jax.dev/en/latest/persistent_compilation_cache.html
     """
-    if not jax.config.read("jax_compilation_cache_dir"):
+    if not jax.config.values["jax_compilation_cache_dir"]:
         folder = programs_folder()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # who writes here has this user run what they wrote

@@ -274,13 +274,14 @@ def try_recipe() -> None:
     import jax
 
     from parity_tests.curves import narrow_run
+    from parity_tests.tests.benchmarks import test_measured
     from parity_tests.tests.training import test_published_recipes, test_recipes
 
     name = "digits_lenet"
     obey("a recipe")
     test_published_recipes.test_no_recipe_is_without_a_table()
     test_published_recipes.test_every_field_of_a_recipe_is_its_sources(name)
-    test_published_recipes.test_what_the_tables_say_was_measured_is_what_was_filed()
+    test_measured.test_every_recipe_has_its_row("docs/recipes.md")
     test_recipes.test_recipes_refer_to_what_exists(name)
     test_recipes.test_recipes_say_where_they_come_from_and_what_to_expect(name)
     with jax.enable_x64(True):

@@ -28,6 +28,7 @@ PAGE = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
 SECTIONS = {part.split("\n")[0].lower(): part for part in PAGE.split("\n## ")[1:]}
 TABLE = re.findall(r"^\| (an? .+?) \| (.+) \|$", PAGE, re.M)
 FILES = {kind: set(re.findall(r"`(.+?)`", files)) for kind, files in TABLE}
+MEASURED = [f"benchmarks/{name}" for name in ("measured.py", "measured_tables.py", "results/accuracy.json")]
 COPIED = ("common", "torch_impl", "flax_impl", "parity", "parity_tests", "study", "docs")
 MOST_LINES = 200
 
@@ -63,7 +64,7 @@ def copied(folder: Path) -> Path:
     """The project once more."""
     for room in COPIED:
         shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("pyproject.toml", "requirements.lock", "Makefile", "benchmarks/results/accuracy.json"):
+    for file in ("pyproject.toml", "requirements.lock", "Makefile", *MEASURED):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / file, folder / file)
     return folder

@@ -41,7 +41,7 @@ LOCK := pyproject.toml requirements.lock
 .DEFAULT_GOAL := help
 TARGETS := help train-torch train-flax resume resume-torch resume-flax compare ablation find-lr find-lr-torch \
 	find-lr-flax runs plot evaluate-torch evaluate-flax predict predict-torch predict-flax features features-torch features-flax export-torch export-flax summary \
-	study weights data parity mutants mutate soak fuzz results results-table bench bench-gpu growth gpu-pack gpu-run test test-full test-gpu lint \
+	study weights data parity mutants mutate soak fuzz results results-table results-check bench bench-gpu growth gpu-pack gpu-run test test-full test-gpu lint \
 	lock clean
 .PHONY: $(TARGETS)
 .DELETE_ON_ERROR:
@@ -149,6 +149,9 @@ results: .venv/.test  ## train the runs of README's table that are not filed yet
 
 results-table: .venv/.test  ## write README's table of recipes, and docs/results.md, from what is filed
 	$(BIN)/python -m benchmarks.measured_tables
+
+results-check: .venv/.test  ## list the results below benchmarks/results that are of earlier code than this, and what makes them anew
+	$(BIN)/python -m benchmarks.age
 
 bench: .venv/.test  ## measure both frameworks beside plain loops on this machine's CPU, print the table and file it
 	$(BIN)/python -m benchmarks.bench cpu
@@ -270,6 +273,7 @@ TAKES.mutate := FILES ARGS
 TAKES.soak := FRAMEWORK ARGS
 TAKES.results := ARGS
 TAKES.results-table :=
+TAKES.results-check :=
 TAKES.growth := SUITE
 TAKES.gpu-run := STAGES AGAIN LIMIT RESULTS DEVICE ARGS
 $(foreach target,parity mutants fuzz gpu-pack test test-full test-gpu,$(eval TAKES.$(target) := ARGS))

@@ -21,8 +21,9 @@ from common.arch.zoo import ABLATIONS
 from common.commands.shell import guard
 from common.frameworks import Framework
 from common.recipes.zoo import get_recipe
-from common.runs.files import write_json, write_text
+from common.runs.files import write_text
 from common.runs.folder import RunFolder
+from parity_tests import results
 from parity_tests.results import RESULTS
 
 # The techniques of the recipe, one at a time, beside the networks of `ABLATIONS`.
@@ -83,7 +84,7 @@ def train(options: Options, framework: Framework, seed: int, words: tuple[str, .
 def write(options: Options, found: dict[str, dict[str, list[dict[str, Any]]]]) -> None:
     """Write the runs so far as JSON, and their means and spreads as Markdown."""
     stem = RESULTS / f"ablation-{options.recipe}"
-    write_json(stem.with_suffix(".json"), {"recipe": options.recipe, "rows": found})
+    results.file(stem.with_suffix(".json"), {"recipe": options.recipe, "rows": found})
     lines = ["| row | framework | runs | mean test accuracy | standard deviation |", "|---|---|---|---|---|"]
     for name, frameworks in found.items():
         for framework, runs in frameworks.items():

@@ -13,8 +13,8 @@ import torch
 from common.arch.zoo import ARCHS
 from common.data.synthetic import pixels
 from common.recipes.spec import Optimizer, Preprocess, Recipe
-from common.runs.files import write_json
 from common.system import package_versions
+from parity_tests import results
 from parity_tests.material import first_batches
 from parity_tests.results import RESULTS
 from torch_impl.device import describe, pick_device
@@ -64,7 +64,7 @@ def main() -> None:
         "versions": package_versions(),
     }
     path = RESULTS / f"dropout-{device.type}.json"
-    write_json(path, result)
+    results.file(path, result)
     print(f"{path}: masks take {result['share_percent']} % of a step on {result['device']}")
 
 

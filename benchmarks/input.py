@@ -27,8 +27,8 @@ from sklearn.datasets import load_sample_images
 from common.data.load import load_dataset
 from common.data.pipeline import batches
 from common.recipes.zoo import IMAGENET_MEAN, IMAGENET_STD, get_recipe
-from common.runs.files import write_json
 from common.system import package_versions
+from parity_tests import results
 from parity_tests.results import RESULTS
 
 WORKERS, BATCH, ROUNDS = 2, 32, 15
@@ -172,7 +172,7 @@ def main() -> None:
         "versions": package_versions(("pillow", "simplejpeg")),
     }
     path = RESULTS / "input-cpu.json"
-    write_json(path, result)
+    results.file(path, result)
     print(json.dumps(result, indent=2))
 
 

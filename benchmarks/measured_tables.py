@@ -34,6 +34,7 @@ hash of the batches are:
 ```sh
 make results        # trains what is not filed yet; ARGS=--show says what that is
 make results-table  # writes this page and the columns "measured here"
+make results-check  # lists the results, these and others, that are of earlier code
 ```
 
 Seeds differ in the order of examples, in augmentation, dropout and initial weights; the two frameworks draw their

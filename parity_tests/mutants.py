@@ -41,11 +41,10 @@ from common.commands.shell import guard
 from common.data.pipeline import steps_per_epoch
 from common.errors import UserError
 from common.recipes.spec import Optimizer, Schedule
-from common.runs.files import write_json
 from common.system import package_versions
 from flax_impl import convert
 from parity.compare import Bounds, Difference, Mismatch, compare_run
-from parity_tests import shared_faults
+from parity_tests import results, shared_faults
 from parity_tests.material import first_batches
 from parity_tests.results import RESULTS
 from parity_tests.shared_faults import SharedFault
@@ -421,7 +420,7 @@ def _file(path: Path, rows: Mapping[str, list[dict[str, str]]]) -> None:
         about = {"device": describe(pick_device("cpu")), "versions": package_versions(), "rows": found}
         filed |= about if part == "frameworks" else {part: about}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, filed)
+    results.file(path, filed)
 
 
 def main() -> None:

@@ -31,7 +31,6 @@ from common.data.spec import DATASETS
 from common.errors import UserError
 from common.recipes.spec import Precision, Recipe
 from common.recipes.zoo import RECIPES
-from common.runs.files import write_json
 from common.system import package_versions
 from flax_impl.device import set_precision
 from flax_impl.evaluate import eval_step
@@ -39,6 +38,7 @@ from flax_impl.feed import Inputs
 from flax_impl.preprocess import preprocess
 from flax_impl.state import TrainState, init_state
 from flax_impl.train import train_step
+from parity_tests import results
 from parity_tests.hlo import Program
 from parity_tests.results import RESULTS
 
@@ -243,7 +243,7 @@ def main() -> None:
             f"{row['bytes'] / 1e6:9,.1f} MB {row['flops'] / 1e9:9,.1f} GFLOP {row['temp_bytes'] / 1e6:9,.1f} MB held"
         )
     print(*found, sep="\n")
-    write_json(RESULTS / f"{FILE}.json", result)
+    results.file(RESULTS / f"{FILE}.json", result)
 
 
 if __name__ == "__main__":

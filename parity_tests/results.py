@@ -8,14 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from common.runs.files import write_json
+from common.system import commit
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"  # where this project's commands file what they find
 Record = Callable[[str, dict[str, Any]], None]
 
 
+def file(path: Path, result: dict[str, Any]) -> None:
+    """Write a result as JSON, and the commit of the code that it is of."""
+    write_json(path, {"commit": commit()} | result)
+
+
 def record(name: str, result: dict[str, Any]) -> None:
     """Write a result, if the environment says where."""
     if folder := os.environ.get("PARITY_RESULTS"):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        write_json(Path(folder) / f"{name}.json", result)
+        file(Path(folder) / f"{name}.json", result)

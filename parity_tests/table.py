@@ -24,10 +24,10 @@ from common.commands.shell import guard
 from common.errors import UserError, lookup
 from common.recipes.spec import Precision
 from common.recipes.zoo import RECIPES
-from common.runs.files import write_json, write_text
+from common.runs.files import write_text
 from common.system import package_versions
 from parity.compare import Bounds, Difference, Report
-from parity_tests import curves
+from parity_tests import curves, results
 from parity_tests.results import RESULTS
 from parity_tests.single_step import avoids_kinks, bounds_for, compare_step, measure_step, recipe_for
 from torch_impl.device import describe, pick_device
@@ -148,7 +148,7 @@ def main() -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     path = options.out / f"parity-{options.device}.json"
     verdicts = [asdict(row) | {"verdict": row.verdict} for row in rows]
-    write_json(path, {"device": device, "versions": versions, "rows": verdicts})
+    results.file(path, {"device": device, "versions": versions, "rows": verdicts})
     lines = [COLUMNS, ("---",) * len(COLUMNS), *(cells(row) for row in rows)]
     head = f"On {device}, {', '.join(f'{name} {version}' for name, version in versions.items())}.\n\n"
     write_text(path.with_suffix(".md"), head + "".join(f"| {' | '.join(line)} |\n" for line in lines))

@@ -41,6 +41,7 @@ from common.runs.folder import RunFolder
 from common.runs.progress import Progress
 from common.system import package_versions
 from common.weights import exchange
+from parity_tests import results
 from parity_tests.material import narrow
 from parity_tests.results import RESULTS
 
@@ -310,7 +311,7 @@ def main(files: int) -> int:
         "faults": faults,
         "versions": package_versions(("safetensors", "pillow", "cattrs")),
     }
-    write_json(RESULTS / "fuzz.json", result)
+    results.file(RESULTS / "fuzz.json", result)
     print(f"{result['files']:,} files, {len(faults)} faults", *faults[:40], sep="\n")
     return len(faults)
 

@@ -21,10 +21,10 @@ import tyro
 from common.arch.zoo import ARCHS
 from common.commands.train import run_train
 from common.frameworks import Framework
-from common.runs.files import write_json
 from common.runs.folder import RunFolder
 from common.system import package_versions
 from common.weights import exchange
+from parity_tests import results
 from parity_tests.material import narrow
 from parity_tests.results import RESULTS, ROOT
 
@@ -143,7 +143,7 @@ def main(soak: Annotated[Soak, tyro.conf.arg(name="")]) -> None:
     with TemporaryDirectory() as folder:
         result = run(soak, soak.out or Path(folder))
     path = RESULTS / f"soak-{soak.framework}.json"
-    write_json(path, result)
+    results.file(path, result)
     print(f"{path}: {result['kills']} kills, {len(result['differences'])} differences")
     sys.exit(bool(result["differences"]))
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import measured
+from benchmarks import age, measured
 from benchmarks.measured import CPU, FILE, GPU, Run, read, settings
 from benchmarks.measured_tables import NONE, PAGES, RESULTS_PAGE, cell, fill, pages
 from common.errors import UserError
 from common.recipes.zoo import RECIPES
-from parity_tests.results import ROOT
+from parity_tests.results import RESULTS, ROOT
 
 ROWS = read(FILE)
 
@@ -121,3 +122,39 @@ def test_what_is_not_in_the_queue_is_told(tmp_path: Path) -> None:
         measured.main(["--recipes", "digist"])
     with pytest.raises(UserError, match="no such run"):
         measured.main(["--recipes", "imagenet"])
+
+
+# How old results are
+
+
+def test_every_result_says_what_it_comes_from() -> None:
+    for file in RESULTS.glob("*.json"):
+        assert list(age.commits(file.name, json.loads(file.read_text("utf-8")))), file.name
+    for found in age.ORIGINS.values():
+        assert all((ROOT / path).exists() for path in found.code), found
+    with pytest.raises(UserError, match=r"unheard\.json"):
+        age.origin("unheard.json")
+
+
+def test_a_result_of_earlier_code_is_told(tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        name = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        return subprocess.run(
+            ["git", "-C", str(tmp_path), *name, *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    def commit(file: str) -> str:
+        (tmp_path / file).write_text(f"{file} {len(list(tmp_path.iterdir()))}")
+        git("add", ".")
+        git("commit", "-m", file)
+        return git("rev-parse", "HEAD")
+
+    git("init")
+    first = commit("code.py")
+    commit("page.md")
+    assert age.since(first, ("code.py",), tmp_path) == ""
+    assert "not committed" in age.since(f"{first}+changes", ("code.py",), tmp_path)
+    commit("code.py")
+    assert age.since(first, ("code.py",), tmp_path) == f"is of {first[:8]}; code.py changed in 1 commit since"
+    assert "does not know" in age.since("0" * 40, ("code.py",), tmp_path)
+    assert "does not say" in age.since(None, ("code.py",), tmp_path)

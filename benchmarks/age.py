@@ -45,6 +45,7 @@ ORIGINS = {
     "input-*.json": Origin(".venv/bin/python -m benchmarks.input", ("common/data", "benchmarks/input.py")),
     "mutants-*.json": Origin("make mutants", (*PROOF, "parity_tests/mutants.py", "parity_tests/planted.py")),
     "mutation.json": Origin("make mutate", ()),  # each file in it has a commit of its own
+    "pairs-*.json": Origin(".venv/bin/python -m benchmarks.pairs", PRODUCT),
     "parity-*.json": Origin("make parity", (*PROOF, "parity_tests/table.py")),
     "programs-*.json": Origin(".venv/bin/python -m parity_tests.programs", ("flax_impl", "common/arch")),
     "soak-*.json": Origin("make soak", (*PRODUCT, "stress/soak.py")),

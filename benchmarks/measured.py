@@ -192,8 +192,14 @@ def title(dataset: str) -> str:
     return f"{name} (JPEG)" if source[0]["image"].startswith(b"\xff\xd8") else name
 
 
-def train(run: Run, folder: Path, seconds: float) -> bool:
+def train(run: Run, folder: Path, seconds: float, more: Sequence[str] = ()) -> bool:
     """Train a run to its end, or as far as it comes within some seconds.
+
+    Args:
+        run: the run.
+        folder: of it; one that is there already goes on.
+        seconds: that it has.
+        more: words for one that begins, which its row does not say.
 
     Returns:
         Whether it ended.
@@ -202,7 +208,7 @@ def train(run: Run, folder: Path, seconds: float) -> bool:
         UserError: it failed; its own words say why.
     """
     begun = RunFolder.is_at(folder)
-    words = ["--resume", str(folder)] if begun else ["--out", str(folder), "--seed", str(run.seed), *run.changes]
+    words = ["--resume", str(folder)] if begun else ["--out", str(folder), "--seed", str(run.seed), *run.changes, *more]
     command = [sys.executable, "-m", f"{run.framework}_impl.train", run.recipe, *words]
     with subprocess.Popen(command, cwd=ROOT) as process:
         try:

@@ -14,11 +14,12 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.measured import FILE, read
+from benchmarks.pairs import by_seed, difference
 from common.commands.shell import guard
 from common.frameworks import FRAMEWORKS
 from common.recipes.zoo import RECIPES
 from common.runs.files import write_text
-from parity_tests.results import ROOT
+from parity_tests.results import RESULTS, ROOT
 
 PAGES = ("README.md", "docs/recipes.md")  # with a table of recipes, whose last column is `HEAD`
 HEAD = "measured here"
@@ -41,6 +42,14 @@ Seeds differ in the order of examples, in augmentation, dropout and initial weig
 initial weights on their own, so that equal seeds differ by more than rounding. Several runs are given by their mean
 and sample standard deviation. "(JPEG)" marks data that lies here as JPEG re-encodings of the published images. Other
 jobs ran beside most runs, so their seconds are no benchmark ([speed](performance.md)).
+"""
+
+PAIRS = """
+## Does it matter which framework trains?
+
+Pairs of whole runs: in each, both frameworks start from the same initial weights and see the same batches and draws, and
+seeds differ between pairs. Means are of the final test accuracy, with the sample's standard deviation.
+`.venv/bin/python -m benchmarks.pairs digits` trains and files them.
 """
 
 Row = dict[str, Any]
@@ -109,8 +118,22 @@ def fill(page: str, rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def results_page(rows: Sequence[Row]) -> str:
-    """docs/results.md: a summary, and every run."""
+def pairs_section(folder: Path) -> str:
+    """What pairs of runs from equal weights say; empty where none are filed."""
+    lines = []
+    for file in sorted(folder.glob("pairs-*.json")):
+        rows = read(file)
+        means = zip(FRAMEWORKS.values(), by_seed(rows), strict=True)
+        told = ", ".join(
+            f"{about.title} {100 * mean(scores):.2f} ± {100 * stdev(scores):.2f} %" for about, scores in means
+        )
+        recipe, devices = rows[0]["recipe"], sorted({row["device"] for row in rows})
+        lines.append(f"- `{recipe}`: {told}. {difference(*by_seed(rows)).verdict()} On {'; '.join(devices)}.")
+    return "\n".join([PAIRS, *lines, ""]) if lines else ""
+
+
+def results_page(rows: Sequence[Row], folder: Path) -> str:
+    """docs/results.md: a summary, what pairs say, and every run."""
     summary = ["| recipe | data | framework | test accuracy | precision | device |", "|---|---|---|---|---|---|"]
     for same in groups(rows):
         first = same[0]
@@ -130,7 +153,7 @@ def results_page(rows: Sequence[Row]) -> str:
         ]
         runs.append(f"| {' | '.join(map(str, words))} |")
     versions = sorted({", ".join(f"{k} {v}" for k, v in row["versions"].items()) for row in rows})
-    parts = [INTRODUCTION, "\n".join(summary), "\n## Every run\n"]
+    parts = [INTRODUCTION, "\n".join(summary), pairs_section(folder) + "\n## Every run\n"]
     parts.append(
         "The best epoch is chosen on the test split, so it is no fair estimate, and only here for comparison.\n"
     )
@@ -138,10 +161,10 @@ def results_page(rows: Sequence[Row]) -> str:
     return "\n".join(parts)
 
 
-def pages(root: Path, rows: Sequence[Row]) -> dict[str, str]:
-    """Every page that has such figures, as it must be."""
+def pages(root: Path, rows: Sequence[Row], folder: Path = RESULTS) -> dict[str, str]:
+    """Every page that has such figures, as it must be; `folder` has the pairs."""
     filled = {name: fill((root / name).read_text("utf-8"), rows) for name in PAGES}
-    return filled | {RESULTS_PAGE: results_page(rows)}
+    return filled | {RESULTS_PAGE: results_page(rows, folder)}
 
 
 def main() -> None:

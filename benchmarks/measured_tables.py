@@ -47,7 +47,7 @@ jobs ran beside most runs, so their seconds are no benchmark ([speed](performanc
 PAIRS = """
 ## Does it matter which framework trains?
 
-Pairs of whole runs: in each, both frameworks start from the same initial weights and see the same batches and draws, and
+Pairs of whole runs: in each, both frameworks start from the same initial weights and see the same batches and draws;
 seeds differ between pairs. Means are of the final test accuracy, with the sample's standard deviation.
 `.venv/bin/python -m benchmarks.pairs digits` trains and files them.
 """

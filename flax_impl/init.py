@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from math import sqrt
 from typing import Any
 
@@ -26,11 +25,10 @@ def initialize(model: AlexNet | LeNet, init: Init, seed: int) -> dict[str, Any]:
     Returns:
         {"params": ...} and, where the model has batch norm, "batch_stats", in the model's parameter dtype.
     """
-    return _draw(model, init, jax.random.key(seed))
+    key = jax.random.key(seed)
+    return (_draw_within if isinstance(key, jax.core.Tracer) else _draw_alone)(model, init, key)
 
 
-# LLVM takes twice as long to polish sixteen draws as they take to run without.
-@partial(jax.jit, static_argnums=(0, 1), compiler_options={"xla_backend_optimization_level": 1})
 def _draw(model: AlexNet | LeNet, init: Init, key: Array) -> dict[str, Any]:
     variables = model.init(key, jnp.zeros((1, *model.arch.image), model.param_dtype), train=False)
     flat = flatten_dict(variables["params"])
@@ -45,6 +43,11 @@ def _draw(model: AlexNet | LeNet, init: Init, key: Array) -> dict[str, Any]:
     # linen keeps batch statistics in float32 whatever the parameters are.
     stats = jax.tree.map(lambda x: x.astype(model.param_dtype), variables.get("batch_stats", {}))
     return {"params": unflatten_dict(flat)} | ({"batch_stats": stats} if stats else {})
+
+
+_draw_within = jax.jit(_draw, static_argnums=(0, 1))
+# By itself LLVM spends longer on making sixteen draws fast than they take. A function within another has its options.
+_draw_alone = jax.jit(_draw, static_argnums=(0, 1), compiler_options={"xla_backend_optimization_level": 1})
 
 
 def draw_kernel(key: Array, shape: tuple[int, ...], dtype: Any, kernel: Kernel, std: float) -> Array:

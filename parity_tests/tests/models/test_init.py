@@ -207,6 +207,17 @@ def test_a_seed_gives_its_weights(framework: str, scheme: str) -> None:
         assert (values != other[name]).mean() > 0.99 if random else (values == other[name]).all(), name
 
 
+@pytest.mark.parametrize("scheme", INITS)
+def test_flax_draws_the_same_bits_within_another_function(scheme: str) -> None:
+    """There it is compiled otherwise; also for its shapes alone, as people ask for them."""
+    model, init = flax_impl.build(PROBE), get_init(scheme)
+    alone = initialize_flax(model, init, 3)
+    within = jax.jit(lambda: initialize_flax(model, init, 3))()
+    jax.tree.map(np.testing.assert_array_equal, alone, within)
+    shapes_alone = jax.eval_shape(lambda: initialize_flax(model, init, 3))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), alone) == jax.tree.map(lambda x: (x.shape, x.dtype), shapes_alone)
+
+
 def test_torch_leaves_its_global_generator_alone() -> None:
     model = torch_impl.build(ARCHS["lenet"])
     before = torch.get_rng_state()

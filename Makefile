@@ -40,7 +40,7 @@ LOCK := pyproject.toml requirements.lock
 
 .DEFAULT_GOAL := help
 TARGETS := help train-torch train-flax resume resume-torch resume-flax compare ablation find-lr find-lr-torch \
-	find-lr-flax runs plot evaluate-torch evaluate-flax predict predict-torch predict-flax features features-torch features-flax export-torch export-flax summary \
+	find-lr-flax runs plot photos photos-torch photos-flax evaluate-torch evaluate-flax predict predict-torch predict-flax features features-torch features-flax export-torch export-flax summary \
 	study weights data parity mutants mutate soak fuzz results results-table results-check bench bench-gpu growth gpu-pack gpu-run test test-full test-gpu lint \
 	lock clean
 .PHONY: $(TARGETS)
@@ -111,7 +111,15 @@ study: .venv/.study  ## write both implementations side by side as pages into si
 	$(BIN)/python -m study $(if $(and $(RECIPE_FILE),$(filter file,$(origin RECIPE))),,--recipe $(RECIPE)) $(if $(RUN_TORCH),--run-torch "$(RUN_TORCH)") $(if $(RUN_FLAX),--run-flax "$(RUN_FLAX)") \
 		$(if $(NOISE),--noise "$(NOISE)") $(if $(IMAGE),--image "$(IMAGE)") $(OWN) $(ARGS)
 
-## Your own pictures (make train-torch DATASET=folder:DIR trains on them), and others' data and weights
+## Your own pictures (make train-torch DATASET=folder:DIR trains any recipe on them), and others' data and weights
+
+photos: photos-$(FRAMEWORK)  ## train on FOLDER, a folder of pictures for each class, from torchvision's weights where there are any, and show in one page what came of it; EPOCHS, BATCH, LR, SEED, DEVICE, OUT, ARGS=--scratch
+
+photos-torch: .venv/.export
+	$(BIN)/python -m torch_impl.photos $(if $(FOLDER),"$(FOLDER)") $(FIELDS) $(ARGS)
+
+photos-flax: .venv/.flax
+	$(BIN)/python -m flax_impl.photos $(if $(FOLDER),"$(FOLDER)") $(FIELDS) $(ARGS)
 
 predict: predict-$(FRAMEWORK)  ## name what is in IMAGE (a file or a folder), by RUN or pretrained weights, in FRAMEWORK (torch, flax)
 
@@ -258,6 +266,9 @@ TAKES.runs := FOLDER ARGS
 TAKES.plot := RUNS TO ARGS
 TAKES.evaluate-torch := RUN RECIPE_FILE DEVICE ARGS
 TAKES.evaluate-flax := $(TAKES.evaluate-torch)
+TAKES.photos-torch := FOLDER EPOCHS BATCH LR SEED DEVICE OUT ARGS
+TAKES.photos-flax := $(TAKES.photos-torch)
+TAKES.photos := $(TAKES.photos-torch) FRAMEWORK
 TAKES.predict-torch := IMAGE RUN RECIPE_FILE DEVICE ARGS
 TAKES.predict-flax := $(TAKES.predict-torch)
 TAKES.predict := $(TAKES.predict-torch) FRAMEWORK
@@ -278,6 +289,7 @@ TAKES.growth := SUITE
 TAKES.gpu-run := STAGES AGAIN LIMIT RESULTS DEVICE ARGS
 $(foreach target,parity mutants fuzz gpu-pack test test-full test-gpu,$(eval TAKES.$(target) := ARGS))
 # What a target cannot do without, unless ARGS say it, and an example of each.
+NEEDS.photos := FOLDER
 NEEDS.predict := IMAGE
 NEEDS.features := RUN
 $(foreach target,resume evaluate export,$(eval NEEDS.$(target) := RUN))
@@ -286,6 +298,7 @@ NEEDS.data := DATASET
 NEEDS.plot := RUNS
 EXAMPLE.RUN := RUN=runs/digits-torch-20261122-155158, a run folder (`make runs` lists them)
 EXAMPLE.RUNS := RUNS="runs/digits-torch-20261122-155158 runs/digits-flax-20261122-155520", run folders
+EXAMPLE.FOLDER := FOLDER=pictures, a folder that has a folder of pictures for each class
 EXAMPLE.IMAGE := IMAGE=cat.jpg, a picture or a folder of them
 EXAMPLE.DATASET := DATASET=cifar10
 EXAMPLE.TO := TO=model.onnx, the file to write

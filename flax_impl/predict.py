@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from common.weights.network import Network
 from flax_impl.evaluate import class_names, log_probabilities, open_network
 from flax_impl.features import grad_cam
 from flax_impl.feed import to_device
+from flax_impl.preprocess import preprocess
 
 
 def predictor(network: Network, device: str) -> Predictor:
@@ -31,7 +34,11 @@ def predictor(network: Network, device: str) -> Predictor:
         inputs = to_device(batch, place)
         return np.asarray(grad_cam(model, variables, inputs, network.recipe, inputs.labels))
 
-    return Predictor(probabilities, heat)
+    def seen(batch: Batch) -> np.ndarray:
+        inputs, plain = to_device(batch, place), replace(network.recipe.preprocess, mean=(0.0,), std=(1.0,))
+        return np.asarray(preprocess(inputs.images, inputs.draws, plain, jnp.dtype("float32")))
+
+    return Predictor(probabilities, heat, seen)
 
 
 if __name__ == "__main__":

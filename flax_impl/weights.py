@@ -38,6 +38,11 @@ def class_names(path: Path | None = None) -> tuple[str, ...]:
     return names
 
 
+def at_hand() -> Path | None:
+    """torchvision's ImageNet weights where this machine has them: what `make weights` wrote."""
+    return next((file for file in (exchange.pretrained_path(),) if file.is_file()), None)
+
+
 def save(path: Path, variables: Mapping[str, Any], arch: Arch, batches_tracked: int = 0, **about: Any) -> None:
     """Write variables in the exchange format, which `torch_impl` opens; `about` as for `exchange.write`.
 

@@ -43,7 +43,7 @@ def data_for(recipe: Recipe) -> Dataset:
     """Real images of the kind that a recipe's dataset has, from installed packages alone."""
     if recipe.dataset == "digits":
         return digits()
-    image = DATASETS[recipe.dataset].image
+    image = DATASETS[recipe.dataset].image if recipe.dataset in DATASETS else None
     return photographs() if image is None else tiles(image[0], image[2])
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import torch
 
 from common.commands.predict import run_predict
 from common.data.batch import Batch
@@ -11,6 +14,7 @@ from common.weights.network import Network
 from torch_impl.evaluate import class_names, log_probabilities, open_network
 from torch_impl.features import grad_cam
 from torch_impl.feed import to_device
+from torch_impl.preprocess import preprocess
 
 
 def predictor(network: Network, device: str) -> Predictor:
@@ -29,7 +33,11 @@ def predictor(network: Network, device: str) -> Predictor:
         inputs = to_device(batch, place)
         return grad_cam(model, inputs, network.recipe, inputs.labels).numpy(force=True)
 
-    return Predictor(probabilities, heat)
+    def seen(batch: Batch) -> np.ndarray:
+        inputs, plain = to_device(batch, place), replace(network.recipe.preprocess, mean=(0.0,), std=(1.0,))
+        return preprocess(inputs.images, inputs.draws, plain, torch.float32).permute(0, 2, 3, 1).numpy(force=True)
+
+    return Predictor(probabilities, heat, seen)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,13 @@ ATTRIBUTES = (  # where Lightning's releases have had their class of settings
 )
 
 
+def cached() -> Path:
+    """Where torchvision keeps its ImageNet weights of AlexNet once they are downloaded."""
+    from torchvision.models import AlexNet_Weights
+
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(AlexNet_Weights[PRETRAINED].url).name
+
+
 def download() -> dict[str, Tensor]:
     """torchvision's ImageNet weights of AlexNet, from its cache or the network, checked against its hash.
 
@@ -37,12 +44,11 @@ def download() -> dict[str, Tensor]:
     from torchvision.models import AlexNet_Weights
 
     weights = AlexNet_Weights[PRETRAINED]
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     try:
         return dict(weights.get_state_dict(progress=True, check_hash=True))
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"torchvision's pretrained AlexNet is not in {cached} and cannot be downloaded ({error}). "
+            f"torchvision's pretrained AlexNet is not in {cached()} and cannot be downloaded ({error}). "
             f"Put {weights.url} there, or give a file you have: --init-from FILE to start from (predict: --weights "
             f"FILE)."
         ) from error

@@ -30,6 +30,11 @@ def class_names() -> tuple[str, ...]:
     return tuple(AlexNet_Weights[pth.PRETRAINED].meta["categories"])
 
 
+def at_hand() -> Path | None:
+    """torchvision's ImageNet weights where this machine has them: its own download, or what `make weights` wrote."""
+    return next((file for file in (pth.cached(), exchange.pretrained_path()) if file.is_file()), None)
+
+
 def save(path: Path, model: nn.Module, arch: Arch, batches_tracked: int = 0, **about: Any) -> None:
     """Write a model in the exchange format, which `flax_impl` opens; `about` as for `exchange.write`.
 

@@ -20,15 +20,13 @@ from common.reports.evaluation import (
     Report,
     Row,
     Watch,
-    class_scores,
-    draw_confusion,
-    show_classes,
-    write_classes,
-    write_confusion,
+    confusion_files,
+    leave_confusion,
     write_probabilities,
     write_table,
 )
 from common.runs.choice import UNFAIR, result_of_run
+from common.runs.files import replaced
 from common.runs.folder import RunFolder
 from common.runs.scores import Scores
 from common.training.options import Device, check_workers
@@ -160,20 +158,17 @@ def _leave_files(
     alone = command.path is None or not RunFolder.is_at(command.path)
     one = f"{kind}-{row.name}"
     title = f"{row.name}, {kind} split of {data.name}: {row.scores.top1:,} of {row.scores.count:,} right"
-    written = [f"{one if alone else kind}.csv"]
+    names = [f"{one if alone else kind}.csv"]
+    names += confusion_files(one) if command.confusion else []
+    names += [f"{one}-probabilities.npz"] if command.probabilities else []
+    written = [f"{name}{replaced(folder / name)}" for name in names]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_table(folder / written[0], rows, framework, command.split, command.ten_crop)
+        write_table(folder / names[0], rows, framework, command.split, command.ten_crop)
         if command.confusion:
-            of_classes = class_scores(recorder.confusion, data.class_names)
-            show_classes(of_classes)
-            write_classes(folder / f"{one}-classes.csv", of_classes)
-            written += [f"{one}-classes.csv", f"{one}-confusion.csv", f"{one}-confusion.png"]
-            write_confusion(folder / written[-2], recorder.confusion, data.class_names)
-            draw_confusion(folder / written[-1], recorder.confusion, data.class_names, title)
+            leave_confusion(folder, one, recorder.confusion, data.class_names, title)
         if command.probabilities:
-            written.append(f"{one}-probabilities.npz")
-            write_probabilities(folder / written[-1], recorder, data)
+            write_probabilities(folder / names[-1], recorder, data)
     except OSError as error:
         raise UserError(f"Cannot write to {folder}: {error.strerror or error}.") from error
     print(f"{folder}: {', '.join(written)}", flush=True)

@@ -15,6 +15,7 @@ from common.errors import UserError, lookup
 from common.frameworks import Framework
 from common.recipes.own import load_file
 from common.reports import features
+from common.runs.files import replaced
 from common.training.options import Device, check_workers
 from common.weights.examples import examples
 from common.weights.network import ClassNames, Given, Network, complete, result_at
@@ -81,8 +82,9 @@ def run_features(
         else:
             compute = open_layer(network, command.device, command.layer)
             arrays, of = features.of_images(compute, network, command.images, failed), command.images
+        before = replaced(out)
         features.write_features(out, arrays, command.layer)
-        print(f"{out}: {command.layer} of {of}, {' x '.join(map(str, arrays['features'].shape))}")
+        print(f"{out}{before}: {command.layer} of {of}, {' x '.join(map(str, arrays['features'].shape))}")
         for text in failed:
             print(f"error: {text}", file=sys.stderr)
         if failed:

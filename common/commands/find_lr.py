@@ -15,6 +15,7 @@ from common.frameworks import FRAMEWORKS, Framework
 from common.recipes import own
 from common.recipes.spec import Recipe
 from common.reports.rates import draw_rates
+from common.runs.files import replaced
 from common.training.rates import Curve, RateOptions
 
 
@@ -47,10 +48,11 @@ def run_find_lr(
         command.options.check()
         curve = find(command.recipe, command.options)
         about = f"{recipe.name}, {command.recipe.optimizer.name}, in {FRAMEWORKS[framework].title}"
+        before = replaced(command.options.to)
         draw_rates(curve.rates, curve.losses, curve.smoothed, curve.suggested, about, command.options.to)
         ended = "" if len(curve.rates) == command.options.steps else f", diverging at {curve.rates[-1]:.2g}"
         print(f"lowest loss at {curve.rates[curve.lowest]:.2g}{ended}")
         print(f"suggested rate: {curve.suggested:.2g}, the recipe's is {command.recipe.optimizer.lr:g}")
-        print(command.options.to)
+        print(f"{command.options.to}{before}")
 
     guard(run)

@@ -11,6 +11,7 @@ import tyro
 from common.commands.shell import guard
 from common.errors import UserError
 from common.reports.overlay import draw_runs
+from common.runs.files import replaced
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ def run_plot(arguments: Sequence[str] | None = None) -> None:
             raise UserError("Name the run folders to draw: `python -m common.commands.runs` lists them.")
         if command.to.suffix.lower() != ".png":
             raise UserError(f"--to {command.to}: the picture is a PNG, so give it a name that ends in .png.")
+        before = replaced(command.to)
         draw_runs(command.runs, command.to)
-        print(command.to)
+        print(f"{command.to}{before}")
 
     guard(run)
 

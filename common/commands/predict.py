@@ -13,7 +13,7 @@ from common.errors import UserError
 from common.frameworks import Framework
 from common.recipes.own import load_file
 from common.reports import predictions
-from common.reports.predictions import Predictor
+from common.reports.predictions import Predictor, Wishes
 from common.runs.choice import said_of
 from common.training.options import Device
 from common.weights.network import NOTHING, ClassNames, Given, Network, complete, pretrained, result_at
@@ -33,6 +33,8 @@ class _PredictCommand:
         recipe_file: a Python file with recipes and architectures of your own, which the names may be of.
         top: how many classes to name.
         grad_cam: show where in the image the network sees what speaks for its first guess, and leave the maps.
+        each: draw every image of a folder into a picture of its own too; grad-cam does anyway.
+        invert: exchange dark and light, for a network of digits light on dark, and ink on paper.
         out: folder for the pictures.
         device: to compute on.
     """
@@ -46,6 +48,8 @@ class _PredictCommand:
     recipe_file: Path | None = None
     top: int = 5
     grad_cam: bool = False
+    each: bool = False
+    invert: bool = False
     out: Path = Path("predictions")
     device: Device = "auto"
 
@@ -76,6 +80,7 @@ def run_predict(
         ready = open_network(network, command.device)
         if said := said_of(network.path):
             print(said)
-        predictions.predict_place(command.image, network, ready, command.top, command.out, grad_cam=command.grad_cam)
+        wishes = Wishes(command.top, command.out, command.grad_cam, command.each, command.invert)
+        predictions.predict_place(command.image, network, ready, wishes)
 
     guard(run)

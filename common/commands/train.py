@@ -40,7 +40,7 @@ def run_train(fit: Callable[[Recipe, TrainOptions], Path | None], arguments: Seq
     name = words.pop(0) if words and not words[0].startswith("-") else None
 
     def run() -> None:
-        rest, folder = _resuming(words)
+        rest, folder = resuming(words)
         before = RunFolder(folder) if folder and RunFolder.is_at(folder) else None
         options, recipe = TrainOptions(), None
         if name or not before:
@@ -65,7 +65,7 @@ def run_train(fit: Callable[[Recipe, TrainOptions], Path | None], arguments: Seq
         guard(run, "; if its folder is there, the same command with --resume RUN continues it")
 
 
-def _resuming(words: Sequence[str]) -> tuple[list[str], Path | None]:
+def resuming(words: Sequence[str]) -> tuple[list[str], Path | None]:
     """`--resume RUN` spelled out as `--resume --out RUN`, and the folder that is resumed.
 
     Raises:

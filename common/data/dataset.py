@@ -76,16 +76,20 @@ class Dataset:
         Raises:
             UserError: a class has no example, or the labels are not known without reading the examples.
         """
-        if (labels := self._labels()) is None:
+        if (counts := self.counts()) is None:
             raise UserError(
                 f"class_weights is balanced, and the labels of {self.name} are known only where its photographs are "
                 f"read: give the numbers, --class-weights 1.0 2.5 ..., one for each class."
             )
-        counts = np.bincount(labels, minlength=len(self.class_names))
         if not counts.all():
             none = self.class_names[int(counts.argmin())]
             raise UserError(f"class_weights is balanced, and no training example of {self.name} is of class {none!r}.")
-        return tuple((len(labels) / (len(counts) * counts)).tolist())
+        return tuple((len(self) / (len(counts) * counts)).tolist())
+
+    def counts(self) -> np.ndarray | None:
+        """int64 (classes,), the examples of each class, where they are known without reading them."""
+        labels = self._labels()
+        return None if labels is None else np.bincount(labels, minlength=len(self.class_names))
 
     def _labels(self) -> np.ndarray | None:
         """int (n,), where they are known without reading the examples."""
@@ -130,10 +134,9 @@ class Dataset:
 
     def lacking(self) -> list[str]:
         """The classes that have no example here, as far as that is known without reading the examples."""
-        if (labels := self._labels()) is None:
+        if (counts := self.counts()) is None:
             return []
-        found = set(np.unique(labels).tolist())
-        return [name for label, name in enumerate(self.class_names) if label not in found]
+        return [name for name, count in zip(self.class_names, counts, strict=True) if not count]
 
 
 def whole(name: str, split: Split, image: Size, class_names: Sequence[str], source: Arrays) -> Dataset:

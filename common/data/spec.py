@@ -20,6 +20,7 @@ class DatasetSpec:
         examples: (train, test).
         test_split: what tensorflow-datasets calls the split that we test on.
         source: where it comes from.
+        dark: whether its pictures are light on a dark ground.
     """
 
     image: Size | None
@@ -27,12 +28,15 @@ class DatasetSpec:
     examples: tuple[int, int]
     test_split: str
     source: str
+    dark: bool = False
 
 
 DATASETS: dict[str, DatasetSpec] = {
-    "digits": DatasetSpec((8, 8, 1), 10, (1437, 360), "test", "sklearn.datasets.load_digits"),
-    "mnist": DatasetSpec((28, 28, 1), 10, (60_000, 10_000), "test", "tensorflow-datasets mnist"),
-    "fashion_mnist": DatasetSpec((28, 28, 1), 10, (60_000, 10_000), "test", "tensorflow-datasets fashion_mnist"),
+    "digits": DatasetSpec((8, 8, 1), 10, (1437, 360), "test", "sklearn.datasets.load_digits", dark=True),
+    "mnist": DatasetSpec((28, 28, 1), 10, (60_000, 10_000), "test", "tensorflow-datasets mnist", dark=True),
+    "fashion_mnist": DatasetSpec(
+        (28, 28, 1), 10, (60_000, 10_000), "test", "tensorflow-datasets fashion_mnist", dark=True
+    ),
     "cifar10": DatasetSpec((32, 32, 3), 10, (50_000, 10_000), "test", "tensorflow-datasets cifar10"),
     "imagenet2012": DatasetSpec(
         None, 1000, (1_281_167, 50_000), "validation", "tensorflow-datasets imagenet2012 (downloaded by hand)"

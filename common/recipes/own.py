@@ -30,10 +30,11 @@ def choose(name: str | None, file: Path | None) -> Recipe:
     return get_recipe(name or (own[0] if own else DEFAULT))
 
 
-def find_option(words: Sequence[str]) -> Path | None:
-    """The value of `--recipe-file` among the words of a command line, which the recipe's fields are read after."""
-    values = [word.partition("=")[2] for word in words if re.match(r"--recipe[-_]file=", word)]
-    values += [value for word, value in pairwise(words) if word in ("--recipe-file", "--recipe_file")]
+def find_option(words: Sequence[str], name: str = "recipe-file") -> Path | None:
+    """The path that an option has among the words of a command line, for the recipe's fields are read after it."""
+    spelled = f"--{name}", f"--{name.replace('-', '_')}"
+    values = [value for word in words for flag, _, value in [word.partition("=")] if flag in spelled and value]
+    values += [value for word, value in pairwise(words) if word in spelled]
     return Path(values[-1]) if values else None
 
 

@@ -19,6 +19,7 @@ from common.runs.scores import Scores, percent, significant
 
 Watch = Callable[[np.ndarray, np.ndarray], None]
 COUNTS_FIT = 20  # classes up to which a confusion matrix has its counts written in
+_RECALL = 1.3  # inches, of the bars beside it
 NAMES_FIT = 60  # classes up to which each has its name at the axis; beyond, some have
 
 
@@ -237,6 +238,27 @@ def show_classes(scores: Sequence[ClassScores]) -> None:
         print(f"({len(weakest)} of {len(classes)} classes, those of the lowest recall)")
 
 
+def confusion_files(stem: str) -> list[str]:
+    """What `leave_confusion` calls its files."""
+    return [f"{stem}-classes.csv", f"{stem}-confusion.csv", f"{stem}-confusion.png"]
+
+
+def leave_confusion(folder: Path, stem: str, confusion: np.ndarray, names: Sequence[str], title: str) -> None:
+    """Print what each class comes to and write it, as `confusion_files` names it.
+
+    Args:
+        folder: that is there.
+        stem: begins the names.
+        confusion, names, title: see `draw_confusion`.
+    """
+    of_classes = class_scores(confusion, names)
+    show_classes(of_classes)
+    classes, table, picture = (folder / name for name in confusion_files(stem))
+    write_classes(classes, of_classes)
+    write_confusion(table, confusion, names)
+    draw_confusion(picture, confusion, names, title)
+
+
 def write_probabilities(path: Path, recorder: Recorder, data: Dataset) -> None:
     """Write a .npz: `ids` (n,), `labels` (n,), `probabilities` (n, classes), `class_names`, and `files` if they are.
 
@@ -253,6 +275,8 @@ def write_probabilities(path: Path, recorder: Recorder, data: Dataset) -> None:
 def draw_confusion(path: Path, confusion: np.ndarray, names: Sequence[str], title: str) -> None:
     """Draw a confusion matrix: the share of each true class's examples (rows) that is guessed to be each class.
 
+    Beside it a bar for the share of each class that is guessed right.
+
     Args:
         path: of the picture.
         confusion: (classes, classes), examples by true and by guessed class.
@@ -268,11 +292,11 @@ def draw_confusion(path: Path, confusion: np.ndarray, names: Sequence[str], titl
     totals = confusion.sum(1, keepdims=True)
     shares = np.divide(confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
     side = float(np.clip(0.45 * classes, 4.5, 12))
-    figure = Figure(figsize=(side + 2.5, side + 1.8), layout="constrained")
-    axis = figure.subplots()
+    figure = Figure(figsize=(side + 4.5, side + 1.8), layout="compressed")
+    axis, bars = figure.subplots(1, 2, width_ratios=(side, _RECALL))
     # By the square root, so that rare mistakes show beside what is right.
     picture = axis.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
-    figure.colorbar(picture, ax=axis, label="share of the true class", shrink=0.8)
+    figure.colorbar(picture, ax=(axis, bars), label="share of the true class", shrink=0.8)
     shown = np.unique(np.linspace(0, classes - 1, min(classes, NAMES_FIT)).round().astype(int))
     labels = [shorten(names[label], 24) for label in shown]
     size = 9 if classes <= COUNTS_FIT else 6
@@ -285,4 +309,24 @@ def draw_confusion(path: Path, confusion: np.ndarray, names: Sequence[str], titl
             colour = "white" if shares[true, guessed] > 0.3 else "black"
             count = str(confusion[true, guessed])
             axis.text(guessed, true, count, ha="center", va="center", color=colour, fontsize=8)
+    _draw_recall(bars, np.where(totals[:, 0] > 0, shares.diagonal(), np.nan), axis.get_ylim())
+    bars.set_box_aspect(side / _RECALL)  # as high as the matrix, which is square
     save_figure(figure, path, 150 if classes <= NAMES_FIT else 200)
+
+
+def _draw_recall(axis: Any, recall: np.ndarray, rows: tuple[float, float]) -> None:
+    """Bars level with the rows of a confusion matrix: recall in percent.
+
+    Args:
+        axis: beside the matrix's.
+        recall: (classes,), NaN for a class without examples, which has no bar.
+        rows: the limits of the matrix's.
+    """
+    bars = axis.barh(range(len(recall)), 100 * np.nan_to_num(recall), height=0.8, color="#3b6fb6")
+    if len(recall) <= NAMES_FIT:
+        said = ["" if np.isnan(share) else f"{100 * share:.0f}" for share in recall]
+        axis.bar_label(bars, said, padding=2, fontsize=8 if len(recall) <= COUNTS_FIT else 6)
+    axis.set(xlim=(0, 130 if len(recall) <= NAMES_FIT else 100), ylim=rows, xticks=(0, 50, 100), yticks=())
+    axis.tick_params("x", labelsize=8)
+    axis.set_xlabel("recall, %", fontsize=9)
+    axis.spines[["top", "right"]].set_visible(False)

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,16 +21,22 @@ from common.data.photos import open_image
 from common.data.pipeline import batches
 from common.data.sources import Arrays
 from common.errors import UserError
+from common.frameworks import FRAMEWORKS
 from common.reports.figures import save_figure, shorten
-from common.runs.files import atomic, write_csv
+from common.reports.sheets import Cell, draw_sheet, thumbnail
+from common.runs.files import REPLACED, atomic, replaced, write_csv
+from common.runs.scores import percent
 from common.system import expanded
-from common.weights.network import Network
+from common.weights.network import Network, run_at
 
 if TYPE_CHECKING:
     from PIL import Image
 
 _CHUNK = 32  # images decoded and predicted at a time
 _BARS = 30  # guesses that a picture has room for
+_FILL = 6  # guesses whose bars make a panel square
+_MIDDLE = 127.5  # between black and white
+SHEET = 240  # images on a sheet
 _THUMBNAIL = 640  # pixels at the longer side, in the picture
 
 
@@ -40,10 +47,12 @@ class Predictor:
     Attributes:
         probabilities: float (n, classes).
         grad_cam: float (n, height, width), where each image shows what speaks for the class that is its label.
+        seen: float32 (n, height, width, channels) in [0, 1], what goes into the network but for mean and deviation.
     """
 
     probabilities: Callable[[Batch], np.ndarray]
     grad_cam: Callable[[Batch], np.ndarray]
+    seen: Callable[[Batch], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -54,14 +63,18 @@ class Prediction:
         name: the file's, below the folder that was asked for.
         image: for the picture, not larger than it needs.
         seen: share of the shorter side that the network sees, a square around the middle.
+        pixels: of it as the network gets them, float32 (height, width, channels) in [0, 1].
         guesses: class names and probabilities, the most probable first.
+        light: whether its border is light, as that of ink on paper.
         heat: Grad-CAM's map of the first guess of what the network sees, float (height, width), where asked for.
     """
 
     name: str
     image: Image.Image
     seen: float
+    pixels: np.ndarray
     guesses: tuple[tuple[str, float], ...]
+    light: bool = False
     heat: np.ndarray | None = None
 
 
@@ -115,8 +128,15 @@ def to_batch(pixels: Sequence[np.ndarray], network: Network) -> Batch:
     return batch
 
 
+def has_light_border(pixels: np.ndarray) -> bool:
+    """Whether the outermost pixels of an image, uint8 (height, width, channels), are light in the mean."""
+    inside = np.zeros(pixels.shape, bool)
+    inside[1:-1, 1:-1] = True
+    return bool(pixels[~inside].mean() > _MIDDLE)
+
+
 def read_images(
-    network: Network, root: Path, files: Sequence[Path], failed: list[str]
+    network: Network, root: Path, files: Sequence[Path], failed: list[str], *, invert: bool = False
 ) -> Iterator[tuple[list[str], list[Image.Image], Batch]]:
     """Every file that can be read, some at a time: names, images for a picture, and a batch for the network.
 
@@ -125,6 +145,7 @@ def read_images(
         root: names are told from here.
         files: below it.
         failed: takes a sentence for each file that cannot be read.
+        invert: show the network dark for light and light for dark.
     """
     for start in range(0, len(files), _CHUNK):
         names, images, pixels = [], [], []
@@ -133,7 +154,8 @@ def read_images(
                 with warnings.catch_warnings():  # of what Pillow could mend, or finds rather large
                     warnings.simplefilter("ignore")
                     image = open_image(file, network.stored[2])
-                pixels.append(to_pixels(image, network))
+                found = to_pixels(image, network)
+                pixels.append(255 - found if invert else found)
             except UserError as error:
                 text = str(error)
                 failed.append(text if str(file) in text else f"Cannot take the image {file}: {text}.")
@@ -154,62 +176,144 @@ def predictions(
     failed: list[str],
     *,
     grad_cam: bool = False,
+    invert: bool = False,
 ) -> Iterator[Prediction]:
     """Predict every file that can be read.
 
     Args:
         predict: the network, loaded.
         network: what it is.
-        root, files, failed: see `read_images`.
+        root, files, failed, invert: see `read_images`.
         top: how many guesses, at most one a class.
         grad_cam: show what speaks for the first guess.
     """
     side = network.stored[0]
     seen = min(1.0, (network.recipe.preprocess.crop or side) / side)
-    for names, images, batch in read_images(network, root, files, failed):
-        rows = predict.probabilities(batch)
+    for names, images, batch in read_images(network, root, files, failed, invert=invert):
+        rows, pixels = predict.probabilities(batch), predict.seen(batch)
+        assert batch.images is not None
+        light = [has_light_border(each) for each in batch.images]
         best = np.argsort(-rows, 1, kind="stable")[:, :top]
         heats = predict.grad_cam(replace(batch, labels=best[:, 0].astype(np.int32))) if grad_cam else [None] * len(rows)
-        for name, image, row, order, heat in zip(names, images, rows, best, heats, strict=True):
-            guesses = tuple((network.names[label], float(row[label])) for label in order)
-            yield Prediction(name, image, seen, guesses, heat)
+        for i, (name, image) in enumerate(zip(names, images, strict=True)):
+            guesses = tuple((network.names[label], float(rows[i, label])) for label in best[i])
+            yield Prediction(name, image, seen, pixels[i], guesses, light[i], heats[i])
 
 
-def predict_place(place: str, network: Network, predict: Predictor, top: int, out: Path, *, grad_cam: bool) -> None:
-    """Print and draw what a network makes of an image, or of the images of a folder.
+@dataclass(frozen=True)
+class Wishes:
+    """What is asked of a prediction besides its images.
+
+    Attributes:
+        top: how many guesses, at most one a class.
+        out: folder for what is written.
+        grad_cam: show what speaks for the first guess, and leave the maps.
+        each: draw every image of a folder into a picture of its own too; `grad_cam` does anyway.
+        invert: show the network dark for light and light for dark.
+    """
+
+    top: int
+    out: Path
+    grad_cam: bool
+    each: bool
+    invert: bool
+
+
+def predict_place(place: str, network: Network, predict: Predictor, wishes: Wishes) -> None:
+    """Print and draw what a network makes of an image, or of the images of a folder: these on one sheet.
 
     Raises:
         UserError: nothing, or not everything, could be predicted: each file is named with its reason.
     """
     root, files, passed = find_images(place)
     failed: list[str] = []
-    done: list[Prediction] = []
+    read = predictions(
+        predict, network, root, files, wishes.top, failed, grad_cam=wishes.grad_cam, invert=wishes.invert
+    )
     try:
-        for prediction in predictions(predict, network, root, files, top, failed, grad_cam=grad_cam):
-            picture = out / f"{prediction.name}.png"
-            picture.parent.mkdir(parents=True, exist_ok=True)
-            draw(picture, prediction, network.title)
-            done.append(replace(prediction, image=None))  # type: ignore[arg-type]
-        written = [f"{done[0].name}.png" if len(files) == 1 else f"{len(done)} pictures"] if done else []
-        if expanded(place).is_dir() and done:
-            written.append(PREDICTIONS)
-            write_predictions(out / PREDICTIONS, done)
-        if grad_cam and done:
-            written.append("grad_cam.npz")
-            write_grad_cam(out / written[-1], done)
+        done, written = _write_all(read, wishes, in_words(network), folder=expanded(place).is_dir())
     except OSError as error:
-        raise UserError(f"Cannot write to {out}: {error.strerror or error}.") from error
+        raise UserError(f"Cannot write to {wishes.out}: {error.strerror or error}.") from error
     show(done, network.title, as_table=len(files) > 1)
-    if passed:
-        print(passed, file=sys.stderr)
+    for note in [passed, _ground(done, network, wishes.invert)]:
+        if note:
+            print(note, file=sys.stderr)
     if done:
-        print(f"{out}: {', '.join(written)}")
+        print(f"{wishes.out}: {', '.join(written)}")
     if len(files) == 1 and failed:
         raise UserError(failed[0])
     for text in failed:
         print(f"error: {text}", file=sys.stderr)
     if failed:
         raise UserError(f"{len(failed)} of {len(files)} images could not be predicted.")
+
+
+def _write_all(
+    read: Iterator[Prediction], wishes: Wishes, by: str, *, folder: bool
+) -> tuple[list[Prediction], list[str]]:
+    """Draw and write predictions as they come; what they were, without large images, and what was written."""
+    out, done, single = wishes.out, list[Prediction](), list[str]()
+    for prediction in read:
+        if not folder or wishes.each or wishes.grad_cam:
+            single.append(_leave(out, f"{prediction.name}.png", partial(draw, prediction=prediction, by=by)))
+        kept = thumbnail(prediction.image) if folder and len(done) < SHEET else None
+        done.append(replace(prediction, image=kept, pixels=None))  # type: ignore[arg-type]
+    written = [*_leave_of_folder(out, done, by)] if folder and done else []
+    written += single if len(single) < 2 else [_counted(single)]
+    if wishes.grad_cam and done:
+        written.append(_leave(out, "grad_cam.npz", partial(write_grad_cam, done=done)))
+    return done, written
+
+
+def _leave(out: Path, name: str, write: Callable[[Path], None]) -> str:
+    """Write a file below the folder; its name, and whether it has taken another's place."""
+    path = out / name
+    before = replaced(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path)
+    return f"{name}{before}"
+
+
+def _leave_of_folder(out: Path, done: Sequence[Prediction], by: str) -> Iterator[str]:
+    """Draw the sheet and write the table of a folder's images."""
+    sheet = _leave(out, "predictions.png", partial(draw_sheet_of, done=done[:SHEET], total=len(done), by=by))
+    yield f"{sheet} of the first {SHEET:,} of {len(done):,}" if len(done) > SHEET else sheet
+    yield _leave(out, PREDICTIONS, partial(write_predictions, done=done))
+
+
+def _counted(single: Sequence[str]) -> str:
+    """Many pictures in few words."""
+    again = sum(name.endswith(REPLACED) for name in single)
+    return f"{len(single):,} pictures" + (f" ({again:,} of them replaced)" if again else "")
+
+
+def _ground(done: Sequence[Prediction], network: Network, invert: bool) -> str:
+    """What to say where pictures are dark on light and the network knows light on dark alone; empty where they fit."""
+    light = [each.name for each in done if each.light]
+    if not light or not network.on_dark:
+        return ""
+    which = f"{light[0]} is" if len(done) == 1 else f"{len(light):,} of {len(done):,} images ({light[0]} ...) are"
+    remedy = "leave --invert out" if invert else "--invert exchanges dark and light"
+    return (
+        f"note: {which} dark on a light ground as the network sees it, which was trained on {network.recipe.dataset}, "
+        f"light on dark: its guesses mean little; {remedy}"
+    )
+
+
+def in_words(network: Network) -> str:
+    """A network in the title of a picture: of a run what was trained, in what and where."""
+    run = run_at(network.path) if network.path else None
+    if not run:
+        return network.title
+    framework = FRAMEWORKS[run.manifest["framework"]].title
+    return f"{run.recipe.name} in {framework}, {run.path.absolute().name}"
+
+
+def draw_sheet_of(path: Path, done: Sequence[Prediction], total: int, by: str) -> None:
+    """Draw thumbnails with the first guess, its probability and the file's name, of these images of so many."""
+    cells = [Cell(each.image, (f"{percent(each.guesses[0][1])} {each.guesses[0][0]}", each.name)) for each in done]
+    first = f"The first {len(done):,} of " if len(done) < total else ""
+    draw_sheet(path, cells, f"{first}{total:,} {'image' if total == 1 else 'images'}, by {by}")
 
 
 def show(done: Sequence[Prediction], title: str, *, as_table: bool) -> None:
@@ -255,20 +359,23 @@ def write_grad_cam(path: Path, done: Sequence[Prediction]) -> None:
         np.savez(file, files=files, classes=classes, maps=np.stack([np.asarray(each.heat) for each in done]))
 
 
-def draw(path: Path, prediction: Prediction, title: str) -> None:
-    """Draw the image, a frame around what the network sees of it, and its guesses (at most 30) as bars.
+def draw(path: Path, prediction: Prediction, by: str) -> None:
+    """Draw the image with a frame around what the network sees, that as the network gets it, and guesses as bars.
 
-    Between them, where there is one, Grad-CAM's map of the first guess over what the network sees.
+    At most 30 guesses. Before the bars, where there is one, Grad-CAM's map of the first guess.
+
+    Args:
+        path: of the picture.
+        prediction: to draw.
+        by: the network, in words.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     image, guesses = prediction.image, prediction.guesses[:_BARS]
-    names, shares = [shorten(name, 30) for name, _ in guesses], [share for _, share in guesses]
-    places = range(len(guesses))
-    panels = 2 if prediction.heat is None else 3
-    figure = Figure(figsize=(5 * panels, max(4, 0.32 * len(guesses) + 1.5)), layout="constrained")
-    left, *middle, right = figure.subplots(1, panels)
+    panels = 3 if prediction.heat is None else 4
+    figure = Figure(figsize=(4.2 * panels, max(4, 0.32 * len(guesses) + 1.5)), layout="constrained")
+    left, pixels, *middle, right = figure.subplots(1, panels)
     left.imshow(np.asarray(image), cmap="gray", vmin=0, vmax=255)
     left.set_axis_off()
     left.set_title(shorten(prediction.name, 40), parse_math=False, fontsize=10)
@@ -276,16 +383,28 @@ def draw(path: Path, prediction: Prediction, title: str) -> None:
     corner = ((image.width - side - 1) / 2, (image.height - side - 1) / 2)
     left.add_patch(Rectangle(corner, side, side, fill=False, edgecolor="white", linewidth=2.5, clip_on=False))
     left.add_patch(Rectangle(corner, side, side, fill=False, edgecolor="black", linewidth=1, clip_on=False))
+    height, width, _ = prediction.pixels.shape
+    pixels.imshow(prediction.pixels.clip(0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    pixels.set_axis_off()
+    pixels.set_title(f"what the network sees: {width} x {height} pixels", fontsize=10)
     for panel in middle:
         _draw_heat(panel, image, prediction)
-    bars = right.barh(places, shares, color="#3b6fb6")
-    right.bar_label(bars, [f"{share:.4f}" for share in shares], padding=4)
-    right.set_yticks(places, names, parse_math=False)
-    right.set_ylim(max(len(guesses), 5) - 0.5, -0.5)  # the most probable on top
-    right.set(xlim=(0, 1.18), xlabel="probability", xticks=np.linspace(0, 1, 6))
-    right.set_title(f"by {title[-46:] if len(title) > 46 else title}", parse_math=False, fontsize=9, color="#555555")
-    right.spines[["top", "right"]].set_visible(False)
+    _draw_guesses(right, guesses, by)
     save_figure(figure, path, 120)
+
+
+def _draw_guesses(panel: Any, guesses: Sequence[tuple[str, float]], by: str) -> None:
+    """A bar for each guess, equally thick however few there are."""
+    names, shares = [shorten(name, 30) for name, _ in guesses], [share for _, share in guesses]
+    bars = panel.barh(range(len(guesses)), shares, color="#3b6fb6")
+    panel.bar_label(bars, [f"{share:.4f}" for share in shares], padding=4)
+    panel.set_yticks(range(len(guesses)), names, parse_math=False)
+    panel.set_ylim(len(guesses) - 0.5, -0.5)  # the most probable on top
+    if len(guesses) < _FILL:
+        panel.set_box_aspect(len(guesses) / _FILL)
+    panel.set(xlim=(0, 1.25), xlabel="probability", xticks=np.linspace(0, 1, 6))
+    panel.set_title(f"by {shorten(by, 46)}", parse_math=False, fontsize=9, color="#555555")
+    panel.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_heat(panel: Any, image: Image.Image, prediction: Prediction) -> None:

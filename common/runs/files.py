@@ -20,6 +20,7 @@ from typing import Any
 from common.errors import DamagedError, UserError
 from common.runs.scores import significant
 
+REPLACED = " (replaced)"
 PART = ".part"  # ends the name of what is not finished
 SUMS = "SHA256SUMS"  # in a folder, as the command sha256sum writes it
 
@@ -136,6 +137,11 @@ def unused(path: Path) -> Path:
     """This path if nothing has it, else the first of PATH-2, PATH-3 and so on that nothing has."""
     names = chain([path], (path.with_name(f"{path.name}-{number}") for number in count(2)))
     return next(name for name in names if not (name.exists() or name.is_symlink()))
+
+
+def replaced(path: Path) -> str:
+    """What commands say behind the name of a file that they are about to write: whether it takes another's place."""
+    return REPLACED if path.exists() else ""
 
 
 def write_sums(folder: Path) -> None:

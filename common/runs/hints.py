@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from common.frameworks import Framework
+from common.recipes.spec import Recipe
 
 
 def resume(framework: Framework, run: Path) -> str:
@@ -19,21 +20,55 @@ def resume(framework: Framework, run: Path) -> str:
     return f"{_module(framework, 'train')} --resume {_quoted(run)}"
 
 
-def after_training(framework: Framework, run: Path, recipe: str) -> list[str]:
-    """What people do with a finished run: predict, score every checkpoint that stays, compare the frameworks."""
+def after_training(framework: Framework, run: Path, recipe: Recipe) -> list[str]:
+    """What people do with a finished run: predict, score every checkpoint that stays, compare the frameworks.
+
+    A folder of pictures is not the recipe's own data, so that comparing by the recipe's name would not find it.
+    """
     place = _quoted(run)
     if "MAKELEVEL" in os.environ:
-        other = "" if framework == "torch" else f" FRAMEWORK={framework}"
-        return [
-            f"make predict RUN={place} IMAGE=photo.jpg{other}",
+        found = [
+            f"make predict RUN={place} IMAGE=photo.jpg{_other(framework)}",
             f"make evaluate-{framework} RUN={place}",
-            f"make compare RECIPE={recipe}",
+            f"make compare RECIPE={recipe.name}",
         ]
-    return [
-        f"{_module(framework, 'predict')} photo.jpg --run {place}",
-        f"{_module(framework, 'evaluate')} {place}",
-        f"{_python()} -m study.compare {recipe}",
-    ]
+    else:
+        found = [
+            f"{_module(framework, 'predict')} photo.jpg --run {place}",
+            f"{_module(framework, 'evaluate')} {place}",
+            f"{_python()} -m study.compare {recipe.name}",
+        ]
+    return found[:-1] if recipe.dataset.startswith("folder:") else found
+
+
+def photos(framework: Framework, run: Path) -> str:
+    """Continues a run on photographs, and makes its page."""
+    if "MAKELEVEL" in os.environ:
+        return f'make photos ARGS="--resume {_quoted(run)}"{_other(framework)}'
+    return f"{_module(framework, 'photos')} --resume {_quoted(run)}"
+
+
+def after_photos(framework: Framework, run: Path) -> dict[str, str]:
+    """What people do with a network of their own, by the words to type: name pictures, train on, take it elsewhere.
+
+    Flax's ONNX is written in an environment of its own, which make alone knows how to make.
+    """
+    place, module = _quoted(run), f"{_python()} -m {framework}_impl"
+    if "MAKELEVEL" in os.environ:
+        predict = f"make predict IMAGE=photo.jpg RUN={place}{_other(framework)}"
+        on = f'make photos FOLDER=pictures ARGS="--init-from {place}"{_other(framework)}'
+    else:
+        predict, on = f"{module}.predict photo.jpg --run {place}", f"{module}.photos pictures --init-from {place}"
+    suffix = ".pt2" if framework == "torch" else ".onnx"
+    return {
+        predict: "Name a picture, or those of a folder:",
+        on: "Train on from here, with more pictures:",
+        f"make export-{framework} RUN={place} TO=model{suffix}": "Write it in another format:",
+    }
+
+
+def _other(framework: Framework) -> str:
+    return "" if framework == "torch" else f" FRAMEWORK={framework}"
 
 
 def _module(framework: Framework, command: str) -> str:

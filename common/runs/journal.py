@@ -221,7 +221,7 @@ class Journal:
         if accuracy > rows[-1]["accuracy"]:
             print(f"best test accuracy {percent(accuracy)} after epoch {epoch}, but that is {UNFAIR}")
         self._show_folder()
-        print("\nnext:", *hints.after_training(self.framework, self.run.path, self.recipe.name), sep="\n  ", flush=True)
+        print("\nnext:", *hints.after_training(self.framework, self.run.path, self.recipe), sep="\n  ", flush=True)
 
     def _show_folder(self) -> None:
         """Print what is in the run folder, and how large it is."""

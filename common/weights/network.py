@@ -94,6 +94,12 @@ class Network:
         side = self.recipe.preprocess.photo_side(self.arch)
         return self.image or image_of(self.recipe) or (side, side, self.arch.image[2])
 
+    @property
+    def on_dark(self) -> bool:
+        """Whether it is known that its pictures are light on a dark ground, as handwritten digits are stored."""
+        spec = DATASETS.get(self.recipe.dataset)
+        return bool(spec and spec.dark)
+
     def take(self, data: Dataset) -> tuple[Network, Dataset]:
         """The network and data so that each image becomes what an image of the network's own dataset is.
 

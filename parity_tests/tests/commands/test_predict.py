@@ -8,9 +8,12 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -36,7 +39,8 @@ from common.errors import UserError
 from common.frameworks import Framework
 from common.recipes.spec import Preprocess, Recipe
 from common.recipes.zoo import get_recipe
-from common.reports import predictions
+from common.reports import predictions, sheets
+from common.reports.sheets import Cell
 from common.runs.folder import RunFolder
 from common.runs.manifest import write_manifest
 from common.weights import exchange
@@ -296,7 +300,9 @@ def test_one_image(framework: Framework, images: Path, tmp_path: Path) -> None:
     ) == pytest.approx(1, abs=2e-4)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.jpg.png"]
     with Image.open(tmp_path / "out" / "a.jpg.png") as picture:
-        assert picture.width == 1200
+        assert picture.width == 1512
+    again = run_prediction(framework, images / "a.jpg", "--run", run.path, "--out", tmp_path / "out")
+    assert again.splitlines()[-1] == f"{tmp_path}/out: a.jpg.png (replaced)"
 
 
 @both
@@ -305,13 +311,19 @@ def test_a_folder(framework: Framework, images: Path, tmp_path: Path, capsys: py
     _, *lines = run_prediction(framework, images, "--run", run.path, "--out", out).splitlines()
     names = ["a.jpg", "a.tif", "below/a.jpg", "narrow $x$.png"]
     assert [line.split("  ")[0] for line in lines[:-1]] == names
-    assert lines[-1] == f"{out}: 4 pictures, predictions.csv"
+    assert lines[-1] == f"{out}: predictions.png, predictions.csv"
     rows = read_predictions(out / "predictions.csv")
     assert [row["image"] for row in rows] == [name for name in names for _ in range(3)]
     assert [row["rank"] for row in rows] == ["1", "2", "3"] * 4
     assert lines[0] == "  ".join(["a.jpg", *(f"{float(row['probability']):.4f} {row['class']}" for row in rows[:3])])
-    pictures = sorted(str(path.relative_to(out)) for path in out.rglob("*.png"))
-    assert pictures == [f"{name}.png" for name in names]
+    assert [path.name for path in out.rglob("*.png")] == ["predictions.png"]
+    *_, last = run_prediction(framework, images, "--run", run.path, "--out", out, "--each").splitlines()
+    assert last == f"{out}: predictions.png (replaced), predictions.csv (replaced), 4 pictures"
+    pictures = {str(path.relative_to(out)) for path in out.rglob("*.png")}
+    assert pictures == {f"{name}.png" for name in names} | {"predictions.png"}
+    (out / "a.tif.png").unlink()
+    *_, last = run_prediction(framework, images, "--run", run.path, "--out", out, "--grad-cam").splitlines()
+    assert last.endswith("(replaced), 4 pictures (3 of them replaced), grad_cam.npz")
 
     (images / "cut.jpg").write_bytes((images / "a.jpg").read_bytes()[:3000])
     (images / "none.png").write_bytes(b"no image")
@@ -559,10 +571,111 @@ def test_an_unfinished_run_gives_its_newest_checkpoint(digits: Path, tmp_path: P
 @pytest.mark.parametrize(("top", "size"), [(1, (300, 200)), (5, (20, 30)), (40, (200, 900))])
 def test_pictures_of_any_shape(top: int, size: tuple[int, int], tmp_path: Path) -> None:
     guesses = tuple((f"a class of quite a long name, number {rank}", 0.999 / 2**rank) for rank in range(top))
-    prediction = predictions.Prediction("x" * 60 + ".jpg", china().resize(size), 0.875, guesses)
+    pixels = np.zeros((8, 8, 3), np.float32)
+    prediction = predictions.Prediction("x" * 60 + ".jpg", china().resize(size), 0.875, pixels, guesses)
     predictions.draw(tmp_path / "picture.png", prediction, "runs/" + "y" * 80 + "/model.safetensors")
     with Image.open(tmp_path / "picture.png") as picture:
-        assert picture.width == 1200
+        assert picture.width == 1512
+
+
+@pytest.mark.parametrize(("count", "rows"), [(1, 1), (2, 2), (5, 5), (9, 9)])
+def test_guesses_have_a_bar_each_and_no_empty_rows(count: int, rows: int, tmp_path: Path) -> None:
+    guesses = tuple((f"class {rank}", 1 / 2**rank) for rank in range(1, count + 1))
+    prediction = predictions.Prediction("x.jpg", china(), 1.0, np.zeros((8, 8, 1), np.float32), guesses)
+    kept: list[Any] = []
+    with mock.patch.object(predictions, "save_figure", lambda figure, path, dpi: kept.append(figure)):
+        predictions.draw(tmp_path / "picture.png", prediction, "digits in PyTorch, run")
+    *_, bars = kept[0].axes
+    assert abs(np.diff(bars.get_ylim())[0]) == rows == len(bars.patches)
+
+
+@both
+def test_the_picture_shows_what_the_network_gets(framework: Framework, images: Path, tmp_path: Path) -> None:
+    """To the bit what an evaluation's preprocessing gives but for mean and deviation; before that the host's crop."""
+    run = colour_run(tmp_path / "run")
+    network = networks.result_at(run.path, framework, "predict")
+    pixels = predictions.to_pixels(open_image(images / "a.jpg"), network)
+    kept: list[Any] = []
+    with mock.patch.object(predictions, "save_figure", lambda figure, path, dpi: kept.append(figure)):
+        run_prediction(framework, images / "a.jpg", "--run", run.path, "--out", tmp_path / "out")
+        run_prediction(framework, images / "a.jpg", "--run", run.path, "--out", tmp_path / "out", "--invert")
+    shown, inverted = (np.asarray(figure.axes[1].images[0].get_array()) for figure in kept)
+    np.testing.assert_array_equal(np.rint(shown * 255).astype(np.uint8), pixels[4:36, 4:36])
+    np.testing.assert_array_equal(np.rint(inverted * 255).astype(np.uint8), 255 - pixels[4:36, 4:36])
+    assert [figure.axes[1].get_title() for figure in kept] == ["what the network sees: 32 x 32 pixels"] * 2
+    assert kept[0].axes[-1].get_title() == "by photographs in PyTorch, run"
+
+
+@both
+def test_a_sheet_holds_as_many_as_it_says(
+    framework: Framework, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells: list[tuple[str, ...]] = []
+    titles: list[str] = []
+
+    def keep(path: Path, given: Sequence[Cell], title: str) -> None:
+        cells.extend(cell.lines for cell in given)
+        titles.append(title)
+
+    run = colour_run(tmp_path / "run")
+    monkeypatch.setattr(predictions, "SHEET", 3)
+    monkeypatch.setattr(predictions, "draw_sheet", keep)
+    *_, last = run_prediction(framework, images, "--run", run.path, "--out", tmp_path / "out").splitlines()
+    assert last == f"{tmp_path}/out: predictions.png of the first 3 of 4, predictions.csv"
+    assert titles == ["The first 3 of 4 images, by photographs in PyTorch, run"]
+    rows = [row for row in read_predictions(tmp_path / "out" / "predictions.csv") if row["rank"] == "1"]
+    assert cells == [(f"{100 * float(row['probability']):.1f} % {row['class']}", row["image"]) for row in rows[:3]]
+
+
+@pytest.mark.parametrize("count", [1, 7, 13])
+def test_thumbnails_stand_in_rows(count: int, tmp_path: Path) -> None:
+    """Each shows its own picture: grey levels are found where the rows have them."""
+    sheets.draw_sheet(
+        tmp_path / "sheet.png",
+        [sheets.Cell(Image.new("L", (30, 20), 10 * place), ("a $name$ " * 9, "ä")) for place in range(count)],
+        "a title " * 60,
+    )
+    with Image.open(tmp_path / "sheet.png") as picture:
+        sheet = np.asarray(picture.convert("L"))
+    columns = [12 + place * (sheets.SIDE + 12) + sheets.SIDE // 2 for place in range(min(count, sheets.COLUMNS))]
+    rows = -(-count // len(columns))
+    centres = [46 + place * (sheets.SIDE + 2 * 17 + 12) + sheets.SIDE // 2 for place in range(rows)]
+    levels = [int(sheet[y, x]) for y in centres for x in columns]
+    assert levels == [10 * place for place in range(count)] + [255] * (len(levels) - count)
+
+
+@both
+def test_ink_on_paper_is_told_of_and_turned_round(
+    framework: Framework, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A network of digits that are light on dark; others, and pictures that fit, get no word."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    _, test = load_dataset("digits")
+    pixels, labels = test.source.read(test.ids[:1], None)
+    Image.fromarray(pixels[0, ..., 0]).save(folder / "chalk.png")
+    Image.fromarray(255 - pixels[0, ..., 0]).save(folder / "ink.png")
+
+    def said(*words: object) -> tuple[str, dict[str, float]]:
+        capsys.readouterr()
+        out = run_prediction(framework, *words, "--out", tmp_path / "out")
+        return capsys.readouterr().err, probabilities(out)
+
+    note, chalk = said(folder / "chalk.png", "--run", digits)
+    assert note == ""
+    note, ink = said(folder / "ink.png", "--run", digits)
+    assert note == (
+        "note: ink.png is dark on a light ground as the network sees it, which was trained on digits, light on dark: "
+        "its guesses mean little; --invert exchanges dark and light\n"
+    )
+    note, inverted = said(folder / "ink.png", "--run", digits, "--invert")
+    assert (note, inverted) == ("", chalk)
+    assert inverted != ink
+    assert next(iter(chalk)) == str(labels[0])
+    note, _ = said(folder / "chalk.png", "--run", digits, "--invert")
+    assert note.endswith("leave --invert out\n")
+    assert "1 of 2 images (ink.png ...) are dark" in said(folder, "--run", digits)[0]
+    assert said(folder / "ink.png", "--run", colour_run(tmp_path / "run").path)[0] == ""
 
 
 def test_a_network_without_a_file_is_torchvisions() -> None:

@@ -254,7 +254,7 @@ class TestListing:
 
 def test_names_that_are_not_utf8_are_drawn_and_written(tmp_path: Path) -> None:
     image = Image.new("RGB", (12, 9))
-    seen = Prediction("\udcff.png", image, 1.0, (("ants", 1.0),))
+    seen = Prediction("\udcff.png", image, 1.0, np.zeros((8, 8, 3), np.float32), (("ants", 1.0),))
     draw(tmp_path / "\udcff.png", seen, "a network")
     write_predictions(tmp_path / "predictions.csv", [seen])
     assert "\\udcff.png,1,1,ants" in (tmp_path / "predictions.csv").read_text("utf-8")

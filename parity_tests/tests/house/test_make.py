@@ -17,7 +17,7 @@ PATH = "my runs/a b"
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 TAKES = dict(re.findall(r"^TAKES\.(\S+) := (.*)$", MAKEFILE, re.MULTILINE))
 TAKES = {target: re.sub(r"\$\(TAKES\.(\S+)\)", lambda found: TAKES[found[1]], names) for target, names in TAKES.items()}
-GIVEN = {"RUN": "r", "IMAGE": "i", "TO": "t.onnx", "DATASET": "d", "RUNS": "a", "FRAMEWORK": "flax"}
+GIVEN = {"RUN": "r", "IMAGE": "i", "TO": "t.onnx", "DATASET": "d", "RUNS": "a", "FRAMEWORK": "flax", "FOLDER": "f"}
 
 
 def make(*words: str) -> subprocess.CompletedProcess[str]:
@@ -44,6 +44,8 @@ def refused(*words: str) -> str:
         ("find-lr-flax", ("DATASET", "TO")),
         ("resume-torch", ("RUN",)),
         ("resume-flax", ("RUN",)),
+        ("photos-torch", ("FOLDER", "OUT")),
+        ("photos-flax", ("FOLDER", "OUT")),
         ("evaluate-torch", ("RUN",)),
         ("evaluate-flax", ("RUN",)),
         ("predict-torch", ("IMAGE", "RUN")),
@@ -88,6 +90,8 @@ def test_what_people_type_reaches_the_command(framework: str) -> None:
         ("evaluate-torch", "make evaluate-torch needs RUN=runs/"),
         ("export-flax RUN=a", "make export-flax needs TO="),
         ("predict", "make predict needs IMAGE="),
+        ("photos", "make photos needs FOLDER=pictures, a folder that has a folder of pictures for each class"),
+        ("photos pictures", "make photos takes no word pictures: did you mean FOLDER=pictures?"),
         ("features", "make features needs RUN="),
         ("data", "make data needs DATASET="),
         ("resume", "make resume needs RUN="),

@@ -156,17 +156,27 @@ def test_without_a_validation_split_the_last_epoch_is_the_result(tmp_path: Path)
 @both
 def test_the_next_command_is_typed_as_this_one_was(framework: Framework, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.orig_argv", [".venv/bin/python", "-m"])
-    assert hints.after_training(framework, Path("runs/a b"), "digits") == [
+    assert hints.after_training(framework, Path("runs/a b"), get_recipe("digits")) == [
         f".venv/bin/python -m {framework}_impl.predict photo.jpg --run 'runs/a b'",
         f".venv/bin/python -m {framework}_impl.evaluate 'runs/a b'",
         ".venv/bin/python -m study.compare digits",
     ]
+    own = replace(get_recipe("digits"), dataset="folder:pictures")
+    assert hints.after_training(framework, Path("r"), own)[1:] == [f".venv/bin/python -m {framework}_impl.evaluate r"]
     assert hints.resume(framework, Path("r")) == f".venv/bin/python -m {framework}_impl.train --resume r"
+    assert hints.photos(framework, Path("r")) == f".venv/bin/python -m {framework}_impl.photos --resume r"
     monkeypatch.setenv("MAKELEVEL", "1")
-    predict, evaluate, compare = hints.after_training(framework, Path("runs/a"), "digits")
+    predict, evaluate, compare = hints.after_training(framework, Path("runs/a"), get_recipe("digits"))
     assert predict == "make predict RUN=runs/a IMAGE=photo.jpg" + (" FRAMEWORK=flax" if framework == "flax" else "")
     assert (evaluate, compare) == (f"make evaluate-{framework} RUN=runs/a", "make compare RECIPE=digits")
     assert hints.resume(framework, Path("r")) == "make resume RUN=r"
+    other = " FRAMEWORK=flax" if framework == "flax" else ""
+    assert hints.photos(framework, Path("r")) == f'make photos ARGS="--resume r"{other}'
+    assert list(hints.after_photos(framework, Path("r"))) == [
+        f"make predict IMAGE=photo.jpg RUN=r{other}",
+        f'make photos FOLDER=pictures ARGS="--init-from r"{other}',
+        f"make export-{framework} RUN=r TO=model{'.pt2' if framework == 'torch' else '.onnx'}",
+    ]
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert hints.resume(framework, Path("r")) == "the same command with --resume r"
 

@@ -23,6 +23,7 @@ from common.data.load import load_dataset
 from common.data.spec import DATASETS
 from common.recipes.spec import IMAGENET_PCA, Optimizer, Recipe
 from common.recipes.zoo import DEFAULT, IMAGENET_MEAN, IMAGENET_STD, RECIPES, get_recipe
+from common.reports.predictions import has_light_border
 from parity_tests.published import Table, differences, faults, leaves, unnamed
 from parity_tests.tests.models.test_published import whole
 
@@ -39,6 +40,14 @@ FASHION_PIXELS = {"preprocess.mean": (0.2860,), "preprocess.std": (0.3530,)}
 CIFAR_CROPS = {"preprocess.pad": 4, "preprocess.crop": 32, "preprocess.flip": True}
 BAG = "He et al., arXiv:1812.01187, sections 3.1 (warm-up of 5 epochs, no decay on biases) and 5.1 to 5.4"
 OURS = "ours; what it comes to is filed with the settings that it had"
+PHOTOS = {
+    "optimizer.name": "adamw",
+    "optimizer.weight_decay": 0.01,
+    "schedule.name": "cosine",
+    "preprocess.flip": True,
+    "val_fraction": 0.15,
+    "patience": 5,
+}
 DIGITS = {
     "dataset": "digits",
     "arch": "alexnet_cifar",
@@ -163,6 +172,45 @@ TABLES: dict[str, Table] = {
             "finetune.head": "dense",
             "finetune.freeze_epochs": 2,
             "finetune.backbone_lr": 0.1,
+        },
+        "torchvision, AlexNet_Weights.IMAGENET1K_V1.transforms()": IMAGENET_PIXELS,
+    },
+    "photos": {
+        "ours; one run of it on 600 pictures, no benchmark": {
+            "dataset": "folder:photos",
+            "arch": "alexnet",
+            "init": "torch",
+            "epochs": 8,
+            "batch_size": 32,
+            **PHOTOS,
+        },
+        "cifar10_finetune_backbone's": {
+            "optimizer.lr": 0.0001,
+            "schedule.warmup_epochs": 1,
+            "finetune.head": "dense",
+            "finetune.freeze_epochs": 2,
+            "finetune.backbone_lr": 0.1,
+        },
+        "torchvision, AlexNet_Weights.IMAGENET1K_V1.transforms()": {
+            "pretrained": "all",
+            "preprocess.host_resize": 256,
+            "preprocess.crop": 224,
+            **IMAGENET_PIXELS,
+        },
+    },
+    "photos_scratch": {
+        "ours; one run of it on 600 pictures, no benchmark": {
+            "dataset": "folder:photos",
+            "arch": "alexnet_cifar_bn",
+            "init": "he",
+            "epochs": 30,
+            "batch_size": 32,
+            "optimizer.lr": 0.0003,
+            "schedule.warmup_epochs": 1,
+            "preprocess.host_resize": 72,
+            "preprocess.crop": 64,
+            **PHOTOS,
+            "patience": 15,
         },
         "torchvision, AlexNet_Weights.IMAGENET1K_V1.transforms()": IMAGENET_PIXELS,
     },
@@ -355,6 +403,7 @@ FACTS: dict[str, Table] = {
         },
         "ours: a fifth for testing": {"examples": (1437, 360), "test_split": "test"},
         "in words": {"source": "sklearn.datasets.load_digits"},
+        "its pictures": {"dark": True},
     },
     "mnist": {
         "LeCun et al., Proc. IEEE 1998, section III": {
@@ -364,6 +413,7 @@ FACTS: dict[str, Table] = {
             "test_split": "test",
         },
         "in words": {"source": "tensorflow-datasets mnist"},
+        "its pictures": {"dark": True},
     },
     "fashion_mnist": {
         "Xiao et al., arXiv:1708.07747, section 2": {
@@ -373,6 +423,7 @@ FACTS: dict[str, Table] = {
             "test_split": "test",
         },
         "in words": {"source": "tensorflow-datasets fashion_mnist"},
+        "its pictures": {"dark": True},
     },
     "cifar10": {
         "Krizhevsky, Learning multiple layers of features from tiny images, 2009, section 3.1": {
@@ -382,6 +433,7 @@ FACTS: dict[str, Table] = {
             "test_split": "test",
         },
         "in words": {"source": "tensorflow-datasets cifar10"},
+        "its pictures": {"dark": False},
     },
     "imagenet2012": {
         "Russakovsky et al., arXiv:1409.0575, table 2; tested on the 50,000 for validation": {
@@ -391,6 +443,7 @@ FACTS: dict[str, Table] = {
             "test_split": "validation",
         },
         "in words": {"source": "tensorflow-datasets imagenet2012 (downloaded by hand)"},
+        "its pictures": {"dark": False},
     },
 }
 
@@ -412,6 +465,16 @@ def test_the_digits_are_as_scikit_learn_has_them() -> None:
     assert len(bunch.target_names) == spec.classes
     assert len(bunch.target) == sum(spec.examples) == 1797
     assert [len(split) for split in load_dataset("digits")] == list(spec.examples)
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "fashion_mnist", "cifar10"])
+def test_what_is_light_on_dark_has_dark_borders(name: str) -> None:
+    if name != "digits":
+        _prepared(name)
+    _, test = load_dataset(name)
+    pixels, _ = test.source.read(test.ids[:300], None)
+    share = np.mean([has_light_border(each) for each in pixels])
+    assert (share < 0.1) == DATASETS[name].dark, share
 
 
 def _prepared(name: str) -> Path:

@@ -74,7 +74,7 @@ find-lr-flax: .venv/.flax
 	$(BIN)/python -m flax_impl.find_lr $(TRAINED) $(FED) $(if $(TO),--to "$(TO)") $(ARGS)
 
 ablation: .venv/.torch .venv/.flax  ## train RECIPE with one part or technique changed at a time, three seeds each, and file the table
-	$(BIN)/python -m benchmarks.ablation $(RECIPE) $(ARGS)
+	$(BIN)/python -m benchmarks.ablation $(TRAINED) $(ARGS)
 
 ## Look at runs and networks
 
@@ -104,8 +104,8 @@ export-torch: .venv/.export  ## write RUN (a run folder, checkpoint or .safetens
 export-flax: $(if $(filter %.onnx,$(TO)),.venv-onnx/.done,.venv/.flax)  ## write RUN to TO=FILE.stablehlo or .onnx
 	$(if $(filter %.onnx,$(TO)),.venv-onnx/bin,$(BIN))/python -m flax_impl.export $(if $(RUN),"$(RUN)") $(if $(TO),"$(TO)") $(OWN) $(ARGS)
 
-summary: .venv/.torch .venv/.flax  ## print both networks of ARCH (default: alexnet) side by side: shapes and parameters
-	$(BIN)/python -m parity_tests.summary $(ARCH)
+summary: .venv/.torch .venv/.flax  ## print both networks of ARCH (default: alexnet, or that of RECIPE_FILE) side by side: shapes and parameters
+	$(BIN)/python -m parity_tests.summary $(if $(and $(RECIPE_FILE),$(filter file,$(origin ARCH))),,$(ARCH)) $(OWN)
 
 study: .venv/.study  ## write both implementations side by side as pages into site/; RECIPE=... IMAGE=..., RUN_TORCH=... RUN_FLAX=... NOISE=... add curves
 	$(BIN)/python -m study $(if $(and $(RECIPE_FILE),$(filter file,$(origin RECIPE))),,--recipe $(RECIPE)) $(if $(RUN_TORCH),--run-torch "$(RUN_TORCH)") $(if $(RUN_FLAX),--run-flax "$(RUN_FLAX)") \
@@ -261,7 +261,7 @@ TAKES.compare := RECIPE RECIPE_FILE EPOCHS DEVICE ARGS
 TAKES.find-lr-torch := RECIPE RECIPE_FILE DATASET BATCH SEED DEVICE TO ARGS
 TAKES.find-lr-flax := $(TAKES.find-lr-torch)
 TAKES.find-lr := $(TAKES.find-lr-torch) FRAMEWORK
-TAKES.ablation := RECIPE ARGS
+TAKES.ablation := RECIPE RECIPE_FILE ARGS
 TAKES.runs := FOLDER ARGS
 TAKES.plot := RUNS TO ARGS
 TAKES.evaluate-torch := RUN RECIPE_FILE DEVICE ARGS
@@ -277,7 +277,7 @@ TAKES.features-flax := $(TAKES.features-torch)
 TAKES.features := $(TAKES.features-torch) FRAMEWORK
 TAKES.export-torch := RUN TO RECIPE_FILE ARGS
 TAKES.export-flax := $(TAKES.export-torch)
-TAKES.summary := ARCH
+TAKES.summary := ARCH RECIPE_FILE
 TAKES.study := RECIPE RECIPE_FILE RUN_TORCH RUN_FLAX NOISE IMAGE ARGS
 TAKES.data := DATASET ARGS
 TAKES.mutate := FILES ARGS

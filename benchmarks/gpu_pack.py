@@ -161,7 +161,7 @@ def pack(options: Options) -> str:
 
 def main() -> None:
     """Pack, and say how large it is."""
-    print(pack(tyro.cli(Options, prog="gpu_pack")))
+    print(pack(tyro.cli(Options, prog="python -m benchmarks.gpu_pack")))
 
 
 if __name__ == "__main__":

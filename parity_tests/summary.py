@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import torch
+import tyro
 from rich.console import Console
 from rich.table import Table
 
 import flax_impl
 import torch_impl
 from common.arch.spec import After, Arch, LocalResponseNorm, MaxPool
-from common.arch.zoo import get_arch
 from common.commands.shell import guard
 from common.errors import UserError
+from common.recipes.own import choose_arch
 
 Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Print both networks of an architecture side by side: kernels, shapes, parameters, multiply-adds, memory.
+
+    Attributes:
+        arch: to show (default: alexnet, or the recipe file's).
+        recipe_file: a Python file with recipes and architectures of your own, which the name may be of.
+    """
+
+    arch: Annotated[str | None, tyro.conf.Positional] = None
+    recipe_file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +154,8 @@ def _size(shape: Shape) -> str:
 
 def main() -> None:
     """Print the table of the architecture named on the command line."""
-    arch = get_arch(sys.argv[1] if len(sys.argv) > 1 else "alexnet")
+    options = tyro.cli(Options, prog="python -m parity_tests.summary")
+    arch = choose_arch(options.arch, options.recipe_file)
     Console(width=max(160, shutil.get_terminal_size().columns)).print(table(arch), memory(arch), sep="\n")
 
 

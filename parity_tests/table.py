@@ -41,12 +41,12 @@ class Options:
     """Compare both frameworks and print one table.
 
     Attributes:
-        arch: only these architectures, and no training curves.
+        archs: only these architectures, and no training curves.
         out: where the table goes as parity-DEVICE.json and parity-DEVICE.md.
         device: cpu or gpu.
     """
 
-    arch: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    archs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     out: Path = RESULTS
     device: Literal["cpu", "gpu"] = "cpu"
 
@@ -106,10 +106,10 @@ def _row(arch: str, check: str, precision: str, worst: Difference, bounds: Bound
 
 def measure(options: Options) -> list[Row]:
     """Every row, with a progress bar."""
-    names = [lookup(ARCHS, name, "architecture").name for name in options.arch] or list(ARCHS)
+    names = [lookup(ARCHS, name, "architecture").name for name in options.archs] or list(ARCHS)
     precisions: tuple[Precision, ...] = (*PRECISIONS, "tf32") if options.device == "gpu" else PRECISIONS
     jobs: list[Any] = [lambda n=n, p=p: step_rows(n, p, options.device) for n in names for p in precisions]
-    if not options.arch and options.device == "cpu":
+    if not options.archs and options.device == "cpu":
         jobs += [lambda n=n: curve_rows(n) for n in RECIPES]
     console = Console(stderr=True)
     bar = track(jobs, "Comparing", console=console, transient=True, disable=not console.is_terminal)
@@ -133,7 +133,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 def main() -> None:
     """Measure, print and write the table; exit 1 if anything differs."""
-    options = tyro.cli(Options, prog="parity")
+    options = tyro.cli(Options, prog="python -m parity_tests.table")
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

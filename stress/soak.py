@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import tyro
 
 from common.arch.zoo import ARCHS
+from common.commands.shell import guard
 from common.commands.train import run_train
 from common.frameworks import Framework
 from common.runs.folder import RunFolder
@@ -35,10 +36,10 @@ TIMES = ("seconds", "images/s")  # of a row, which no two runs share
 
 @dataclass(frozen=True)
 class Soak:
-    """How long, and how rough.
+    """Kill a training run again and again, and compare what it leaves with a run that nobody disturbed.
 
     Attributes:
-        framework: torch or flax.
+        framework: that trains, torch or flax.
         minutes: for which it kills; then the run may end in peace.
         shortest, longest: seconds from start to kill, drawn at random between them.
         epochs: of the run.
@@ -138,8 +139,9 @@ def run(soak: Soak, out: Path) -> dict[str, Any]:
     }
 
 
-def main(soak: Annotated[Soak, tyro.conf.arg(name="")]) -> None:
+def main() -> None:
     """Run it, file the result, and fail where the runs differ."""
+    soak = tyro.cli(Soak, prog="python -m stress.soak")
     with TemporaryDirectory() as folder:
         result = run(soak, soak.out or Path(folder))
     path = RESULTS / f"soak-{soak.framework}.json"
@@ -155,4 +157,4 @@ if __name__ == "__main__":
 
         run_train(importlib.import_module(f"{sys.argv[2]}_impl.train").fit, sys.argv[3:])
     else:
-        tyro.cli(main, prog="python -m stress.soak")
+        guard(main)

@@ -10,7 +10,7 @@ from study.site import Options, build
 
 def main() -> None:
     """Build the site that the command line asks for."""
-    options = tyro.cli(Options, prog="study")
+    options = tyro.cli(Options, prog="python -m study")
     print(build(options).resolve())
 
 

@@ -201,7 +201,7 @@ def _show(recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def main() -> None:
     """Compare as the command line asks, and print the site's path."""
-    print(compare(tyro.cli(Options, prog="compare")).resolve())
+    print(compare(tyro.cli(Options, prog="python -m study.compare")).resolve())
 
 
 if __name__ == "__main__":

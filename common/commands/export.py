@@ -25,7 +25,7 @@ class _ExportCommand:
     Attributes:
         source: a run folder, one of its checkpoints, or a .safetensors file.
         dest: the file to write; its suffix says the format.
-        format: if the suffix does not say it.
+        format: if the suffix does not say it: pt2, onnx or torchscript from PyTorch, stablehlo or onnx from Flax.
         opset: of ONNX (default: 18).
         arch: the architecture of a .safetensors file that does not say it.
         recipe: whose preprocessing the .json shall give, for a .safetensors file outside a run folder.

@@ -32,7 +32,10 @@ class _FeaturesCommand:
             activation; the last one gives the logits.
         split: of the run's dataset.
         dataset: another one in its place, such as folder:PATH, with the same classes.
-        arch, recipe, classes, recipe_file: of a .safetensors file that does not say them; see evaluate.
+        arch: the architecture of a .safetensors file that does not say it.
+        recipe: of the training of a .safetensors file that does not say how images become its input.
+        classes: class names of a .safetensors file in label order: a list with commas between, or a file of lines.
+        recipe_file: a Python file with recipes and architectures of your own, which the names may be of.
         out: the file (default: features-LAYER.npz).
         data_dir: where tensorflow-datasets keeps its data.
         device: to compute on.

@@ -14,6 +14,7 @@ from common.commands.shell import guard
 from common.frameworks import FRAMEWORKS, Framework
 from common.recipes import own
 from common.recipes.spec import Recipe
+from common.recipes.zoo import described
 from common.reports.rates import draw_rates
 from common.runs.files import replaced
 from common.training.rates import Curve, RateOptions
@@ -42,7 +43,11 @@ def run_find_lr(
     def run() -> None:
         recipe = own.choose(name, own.find_option(words))
         command = tyro.cli(
-            _RateCommand, args=words, default=_RateCommand(recipe, RateOptions()), prog=f"find_lr {recipe.name}"
+            _RateCommand,
+            args=words,
+            default=_RateCommand(recipe, RateOptions()),
+            prog=f"python -m {framework}_impl.find_lr {recipe.name}",
+            description=f"{(_RateCommand.__doc__ or '').partition(chr(10))[0]}\n\n{described(recipe.name)}",
         )
         command.recipe.check()
         command.options.check()

@@ -73,11 +73,14 @@ class _PhotosCommand:
 
     Attributes:
         scratch: start from random weights, even where others are at hand.
+        resume: continue a run: its recipe and options are in its folder; any that are given besides must be the
+            recipe's own, but for more epochs.
     """
 
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     options: Annotated[TrainOptions, tyro.conf.arg(name="")]
     scratch: bool = False
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
 
 
 def run_photos(tools: Tools, arguments: Sequence[str] | None = None) -> None:
@@ -101,6 +104,8 @@ def run_photos(tools: Tools, arguments: Sequence[str] | None = None) -> None:
             prog=f"python -m {tools.framework}_impl.photos {place or 'FOLDER'}",
             description="Train on a folder of photographs, a folder for each class, and show what came of it.",
         )
+        if command.resume:
+            command = replace(command, options=replace(command.options, out=command.resume, resume=True))
         command.recipe.check()
         command.options.check()
         fitted = command.recipe if before else _fit_to_folder(command, recipe, start)

@@ -19,7 +19,7 @@ class _PlotCommand:
     """Draw loss and accuracy of any number of runs, of either framework, into one picture.
 
     Attributes:
-        runs: their folders.
+        runs: run folders; `python -m common.commands.runs` lists them.
         to: the PNG to write; one that is there is replaced.
     """
 

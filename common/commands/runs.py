@@ -19,7 +19,7 @@ class _RunsCommand:
     """List the runs in a folder, newest first: framework, recipe, epochs, best accuracy, time in training steps, size.
 
     Attributes:
-        folder: that the run folders are in.
+        folder: whose run folders are listed.
     """
 
     folder: tyro.conf.Positional[Path] = Path("runs")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from io import TextIOWrapper
 from signal import SIGINT, SIGPIPE
 from typing import TextIO
@@ -19,7 +19,7 @@ def guard(command: Callable[[], None], interrupted: str = "") -> None:
     os.environ["MPLBACKEND"] = "agg"  # a notebook's, inherited, need not be installed here; ours draw into files
     with _printing():
         try:
-            with stopping_at_once():
+            with stopping_at_once(), _readable():
                 _check_place()
                 command()
         except UserError as error:
@@ -29,6 +29,15 @@ def guard(command: Callable[[], None], interrupted: str = "") -> None:
             with suppress(OSError):  # of a terminal that is gone
                 print(f"\n{stopped}" if str(stopped) else f"\ninterrupted{interrupted}", file=sys.stderr)
             raise SystemExit(128 + getattr(stopped, "number", SIGINT)) from None
+
+
+def _readable() -> AbstractContextManager[None]:
+    """Within it, a command line that tyro reads has a help for people; others do without tyro."""
+    if "tyro" not in sys.modules:
+        return nullcontext()
+    from common.commands.help import Readable
+
+    return Readable()
 
 
 def _check_place() -> None:

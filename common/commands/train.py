@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from inspect import getmodule
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -15,7 +15,7 @@ from common.commands.shell import guard
 from common.errors import UserError
 from common.recipes import own
 from common.recipes.spec import Recipe
-from common.recipes.zoo import ABOUT, RECIPES
+from common.recipes.zoo import described
 from common.runs.folder import RunFolder
 from common.training.options import TrainOptions
 from common.world import leaving_at_once
@@ -26,11 +26,14 @@ class _TrainCommand:
     """What a command line says.
 
     Attributes:
+        resume: continue a run, with the recipe and the options that its folder holds; what is given besides must be the
+            recipe's own, but for more epochs.
         recipe_file: a Python file with recipes and architectures of your own; without a name its one recipe is trained.
     """
 
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     options: Annotated[TrainOptions, tyro.conf.arg(name="")]
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     recipe_file: Path | None = None
 
 
@@ -54,33 +57,47 @@ def run_train(fit: Callable[[Recipe, TrainOptions], Path | None], arguments: Seq
             _TrainCommand,
             args=rest,
             default=_TrainCommand(recipe, options),
-            prog=f"train {recipe.name}",
-            description=f"{ABOUT.get(recipe.name, '')}\n\nRecipes: {', '.join(RECIPES)}.",
+            prog=f"python -m {_module(fit)} {recipe.name}",
+            description=described(recipe.name),
         )
+        options = command.options
+        if command.resume:
+            options = replace(options, out=command.resume, resume=True)
         command.recipe.check()
-        command.options.check()
-        fit(command.recipe, command.options)
+        options.check()
+        fit(command.recipe, options)
 
     with leaving_at_once():
         guard(run, "; if its folder is there, the same command with --resume RUN continues it")
 
 
+def _module(fit: Callable[..., Any]) -> str:
+    """What Python's -m takes for the command that trains by `fit`."""
+    spec = getattr(getmodule(fit), "__spec__", None)
+    return spec.name if spec else "torch_impl.train"
+
+
 def resuming(words: Sequence[str]) -> tuple[list[str], Path | None]:
-    """`--resume RUN` spelled out as `--resume --out RUN`, and the folder that is resumed.
+    """The words with `--resume RUN` at their end, if they resume a run in any form, and its folder.
 
     Raises:
-        UserError: two folders are named.
+        UserError: two folders are named, or none.
     """
-    spelled = list[str]()
-    for word, following in pairwise((*words, "-")):
-        flag, equals, value = word.partition("=")
-        spelled += [flag, "--out", value] if flag == "--resume" and equals else [word]
-        if word == "--resume" and not following.startswith("-"):
-            spelled.append("--out")
-    places = [following for word, following in pairwise(spelled) if word == "--out"]
-    places += [word.removeprefix("--out=") for word in spelled if word.startswith("--out=")]
-    if "--resume" not in spelled or not places:
-        return spelled, None
+    left, rest, places, resumes = list(words), list[str](), list[str](), False
+    while left:
+        flag, equals, value = (word := left.pop(0)).partition("=")
+        if flag not in ("--resume", "--out"):
+            rest.append(word)
+            continue
+        resumes |= flag == "--resume"
+        if equals:
+            places.append(value)
+        elif left and not left[0].startswith("-"):
+            places.append(left.pop(0))
+    if not resumes:
+        return list(words), None
+    if not places:
+        raise UserError("--resume needs RUN, the folder of the run to continue.")
     if len(set(places)) > 1:
         raise UserError(f"--resume {places[0]} names the folder that the run goes on in: leave --out {places[1]} out.")
-    return spelled, Path(places[0])
+    return [*rest, "--resume", places[0]], Path(places[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +27,18 @@ def choose(name: str | None, file: Path | None) -> Recipe:
     if name is None and len(own) > 1:
         raise UserError(f"{file} has the recipes {', '.join(own)}: name one of them.")
     return get_recipe(name or (own[0] if own else DEFAULT))
+
+
+def choose_arch(name: str | None, file: Path | None) -> Arch:
+    """The architecture of a name; without one that of the file if it has just one, else `alexnet`.
+
+    Raises:
+        UserError: as `load_file`; there is none of this name, or none is named and the file has several.
+    """
+    load_file(file)
+    if name is None and len(archs.OWN) > 1:
+        raise UserError(f"{file} has the architectures {', '.join(archs.OWN)}: name one of them.")
+    return archs.get_arch(name or next(iter(archs.OWN), archs.ALEXNET.name))
 
 
 def find_option(words: Sequence[str], name: str = "recipe-file") -> Path | None:

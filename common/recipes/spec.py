@@ -22,11 +22,12 @@ IMAGENET_PCA = (
 
 @dataclass(frozen=True)
 class Optimizer:
-    """How gradients change the parameters. `lr` is the base rate, which the `Schedule` multiplies.
+    """How gradients change the parameters.
 
     Attributes:
         name: `sgd` with L2 decay added to the gradient before the momentum, as PyTorch's SGD; `adam` with L2 decay;
             `adamw` with decoupled decay (Loshchilov and Hutter, arXiv:1711.05101).
+        lr: the base learning rate, which the schedule multiplies.
         weight_decay: on every parameter; without `decay_biases` on kernels alone.
         decay_biases: whether biases and batch norm's scale and shift decay too.
         momentum, nesterov: for `sgd`.
@@ -191,10 +192,10 @@ class Recipe:
     """Everything that decides a run but the machine.
 
     Attributes:
-        name: its key in `RECIPES`.
-        dataset: a name of `common.data.spec.DATASETS` or "folder:PATH".
-        arch: a name of `common.arch.zoo.ARCHS`, adapted to the dataset's channels and classes.
-        init: a name of `common.arch.initializers.INITS`.
+        name: of the run's recipe, in messages and in the name of its folder.
+        dataset: to train on, by name, or folder:PATH with a folder for each class.
+        arch: the architecture, adapted to the dataset's channels and classes.
+        init: how the first weights are drawn.
         epochs: passes over the training split.
         batch_size: examples in one optimizer step; the last batch of an epoch may be smaller.
         optimizer, schedule, preprocess, mix, loss_scale: see their classes.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from common.config import from_dict
 from common.data.workers import check_system
@@ -20,26 +22,26 @@ class TrainOptions:
 
     Attributes:
         out: the run folder; a new one below `runs` when not given.
-        resume: continue a run: `--resume RUN` takes its recipe and options from its folder; any that are given besides
-            must be the recipe's own, but for more epochs. `--resume --out RUN` is the same.
+        resume: continue the run in `out`; the command line says both by `--resume RUN`.
         init_from: start from these weights (a .safetensors, in PyTorch a .pth, a run folder, or a checkpoint of the
             same framework): a whole network, one with another last layer, or a backbone alone.
         data_dir: where tensorflow-datasets keeps its data (default: TFDS_DATA_DIR, else ~/tensorflow_datasets).
-        device: to compute on.
+        device: to compute on; `auto` takes a GPU where there is one.
         log_every: steps between two rows of metrics.jsonl.
         checkpoint_every: steps between two checkpoints within an epoch, besides the one after each (default: none).
         keep: how many checkpoints stay, the newest, or `all`. The best stays as well, and two are left in any case, if
             the newest should be damaged.
         workers: processes that decode photographs ahead; 0 decodes in threads of this one.
         check_data: decode every photograph before the first step, and name all that cannot be.
-        skip_bad: the same, and go on without up to so many of a folder's; the manifest records which.
+        skip_bad: look for photographs that cannot be decoded, and go on without up to so many of a folder's; the
+            manifest records which.
         deterministic: take only algorithms that repeat their results bit for bit, which a GPU does not by itself, and
             which take longer there; a CPU does anyway.
         compile: let PyTorch compile the step with torch.compile, which takes its time at the start; JAX always does.
     """
 
     out: Path | None = None
-    resume: bool = False
+    resume: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress, tyro.conf.arg(name="resumed")] = False
     init_from: Path | None = None
     data_dir: Path | None = None
     device: Device = "auto"
@@ -93,8 +95,6 @@ class TrainOptions:
         if self.skip_bad < 0:
             raise UserError(f"--skip-bad is {self.skip_bad}; it must be 0 or more.")
         check_workers(self.workers)
-        if self.resume and not self.out:
-            raise UserError("--resume needs RUN, the folder of the run to continue.")
 
 
 def check_workers(workers: int) -> None:

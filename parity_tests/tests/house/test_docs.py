@@ -29,9 +29,10 @@ import tyro
 
 from benchmarks.settings import SUITES
 from common.arch import zoo as archs
-from common.arch.zoo import ABLATIONS, ARCHS, get_arch
+from common.arch.zoo import get_arch
 from common.data.spec import DATASETS
 from common.recipes import zoo
+from common.recipes.own import load_file
 from common.recipes.zoo import RECIPES, get_recipe
 from parity_tests.results import ROOT
 
@@ -54,7 +55,6 @@ WORDS: dict[str, Mapping[str, Any]] = {
     "benchmarks.gpu_run": {},
     "benchmarks.growth": SUITES,
     "benchmarks.packed": DATASETS,
-    "parity_tests.summary": ARCHS | ABLATIONS,
     "stress.fuzz": {},
 }
 ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE"}  # variables that others read
@@ -181,15 +181,15 @@ def parse(call: Call) -> tuple[bool, str]:
 
 def read_alone(cli: Callable[..., Any], kind: Any, *args: Any, **options: Any) -> None:
     """In place of `tyro.cli`: read the command line, refuse what the command would refuse at once, and end there."""
-    if not isinstance(kind, type):  # a function, which tyro would call
-        kind = functools.wraps(kind)(lambda **given: next(iter(given.values())))
     read = cli(kind, *args, **options)
     for part in (read, *vars(read).values()):
         if hasattr(part, "check"):
             part.check()
-    for name, find in LOOKUPS.items():
-        if isinstance(value := getattr(read, name, None), str):
-            find(value)
+    named = {name: value for name in LOOKUPS if isinstance(value := getattr(read, name, None), str)}
+    if named:
+        load_file(getattr(read, "recipe_file", None))
+    for name, value in named.items():
+        LOOKUPS[name](value)
     raise Parsed
 
 
@@ -278,7 +278,7 @@ FAULTS = {
     "a variable": ("`make parity RUN=runs/...`", "make parity does not use RUN"),
     "an option through make": ('```sh\nmake train-torch ARGS="--epoks 5"\n```', UNKNOWN),
     "a recipe": ("```text\n$ make train-flax RECIPE=cifar11\n```", "no recipe 'cifar11'"),
-    "an architecture": ("`make summary ARCH=alexnet_2021`", "does not know alexnet_2021"),
+    "an architecture": ("`make summary ARCH=alexnet_2021`", "no architecture 'alexnet_2021'"),
     "an option": ("```sh\n.venv/bin/python -m torch_impl.train digits \\\n    --epoks 5\n```", UNKNOWN),
     "a value": (
         "`.venv/bin/python -m flax_impl.train digits --epochs five`",

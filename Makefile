@@ -23,7 +23,8 @@ OWN = $(if $(RECIPE_FILE),--recipe-file "$(RECIPE_FILE)")
 ON = $(if $(DEVICE),--device "$(DEVICE)")
 TRAINED = $(if $(and $(RECIPE_FILE),$(filter file,$(origin RECIPE))),,$(RECIPE)) $(OWN)
 FED = $(if $(DATASET),--dataset "$(DATASET)") $(if $(BATCH),--batch-size "$(BATCH)") $(if $(SEED),--seed "$(SEED)") $(ON)
-FIELDS = $(if $(EPOCHS),--epochs "$(EPOCHS)") $(if $(LR),--optimizer.lr "$(LR)") $(if $(OUT),--out "$(OUT)") $(FED)
+FIELDS = $(if $(EPOCHS),--epochs "$(EPOCHS)") $(if $(LR),--optimizer.lr "$(LR)") $(if $(OUT),--out "$(OUT)") $(FED) \
+	$(if $(LOG),--log $(LOG))
 
 BIN := .venv/bin
 # pip's errors alone; while it works, a line every half minute says that it does.
@@ -48,10 +49,10 @@ TARGETS := help train-torch train-flax resume resume-torch resume-flax compare a
 
 ## Train (RECIPE_FILE=mine.py brings recipes and networks of your own)
 
-train-torch: .venv/.torch  ## train RECIPE (default: digits) in PyTorch; DATASET, EPOCHS, BATCH, LR, SEED, DEVICE, OUT, WORLD (processes), ARGS="--FIELD VALUE ..."
+train-torch: .venv/.torch $(LOG:%=.venv/.%)  ## train RECIPE (default: digits) in PyTorch; DATASET, EPOCHS, BATCH, LR, SEED, DEVICE, OUT, LOG (tensorboard, wandb), WORLD (processes), ARGS="--FIELD VALUE ..."
 	$(BIN)/python -m $(TOGETHER) torch_impl.train $(TRAINED) $(FIELDS) $(ARGS)
 
-train-flax: .venv/.flax  ## train RECIPE (default: digits) in Flax; DATASET, EPOCHS, BATCH, LR, SEED, DEVICE, OUT, WORLD (processes), ARGS="--FIELD VALUE ..."
+train-flax: .venv/.flax $(LOG:%=.venv/.%)  ## train RECIPE (default: digits) in Flax; DATASET, EPOCHS, BATCH, LR, SEED, DEVICE, OUT, LOG (tensorboard, wandb), WORLD (processes), ARGS="--FIELD VALUE ..."
 	$(BIN)/python -m $(TOGETHER) flax_impl.train $(TRAINED) $(FIELDS) $(ARGS)
 
 resume: resume-$(FRAMEWORK)  ## go on with RUN where it stopped, in the framework that it began in; ARGS="--epochs 20 ..."
@@ -246,13 +247,18 @@ $(BIN)/python:
 	@$(INSTALL) -e '.[study]'
 	@touch $@
 
+.venv/.tensorboard .venv/.wandb: .venv/.%: $(LOCK) | $(BIN)/python
+	@echo "Installing $* from the lock ..."
+	@$(INSTALL) -e '.[$*]'
+	@touch $@
+
 .venv/.test: $(LOCK) | .venv/.torch .venv/.flax
 	@echo "Installing what the tests need from the lock ..."
 	@$(INSTALL) -e '.[test]'
 	@touch $@
 
 # What each target takes from the command line; the first is what a word without a name is taken for.
-TAKES.train-torch := RECIPE RECIPE_FILE DATASET EPOCHS BATCH LR SEED DEVICE OUT WORLD ARGS
+TAKES.train-torch := RECIPE RECIPE_FILE DATASET EPOCHS BATCH LR SEED DEVICE OUT LOG WORLD ARGS
 TAKES.train-flax := $(TAKES.train-torch)
 TAKES.resume-torch := RUN RECIPE_FILE WORLD ARGS
 TAKES.resume-flax := $(TAKES.resume-torch)
@@ -328,6 +334,9 @@ $(1)$(if $(call meant,$(1)),: did you mean $(call meant,$(1))=$($(1))?,$(if $(TA
 endef
 $(foreach word,$(filter-out $(TARGETS) .venv%,$(GOALS)),$(error $(strip $(call stray,$(word)))))
 $(foreach name,$(filter-out $(TAKEN) $(OTHERS),$(if $(ASKED),$(GIVEN))),$(error $(strip $(call unknown,$(name)))))
+ifneq ($(filter-out tensorboard wandb,$(LOG)),)
+$(error LOG is tensorboard$(comma) wandb or "tensorboard wandb"$(comma) not $(LOG))
+endif
 ifeq ($(filter FRAMEWORK,$(TAKEN))$(FRAMEWORK),FRAMEWORK)
 $(error $(if $(TYPED),FRAMEWORK is torch or flax$(comma) not $(TYPED),$(if $(RUN),$(RUN)/manifest.json does not say in \
 which framework the run began: give the run folder itself or FRAMEWORK=torch,make resume needs $(EXAMPLE.RUN))))

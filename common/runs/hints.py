@@ -71,6 +71,11 @@ def _other(framework: Framework) -> str:
     return "" if framework == "torch" else f" FRAMEWORK={framework}"
 
 
+def install(extra: str) -> str:
+    """Installs what an option needs besides."""
+    return f"{_python()} -m pip install -c requirements.lock -e '.[{extra}]'"
+
+
 def _module(framework: Framework, command: str) -> str:
     return f"{_python()} -m {framework}_impl.{command}"
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
 from signal import SIGINT
-from time import perf_counter
+from time import perf_counter, time
 from typing import Any
 
 from common.arch.spec import Arch
@@ -23,6 +23,7 @@ from common.runs import hints
 from common.runs.choice import UNFAIR, Choice, best_epochs, choose
 from common.runs.files import flush, in_units, remove, size_of, unused, write_json, writing
 from common.runs.folder import RunFolder
+from common.runs.logs import Log, sending
 from common.runs.progress import Progress
 from common.runs.scores import Scores, percent, speed, told
 from common.stopping import Stop, Stopped
@@ -63,6 +64,18 @@ class Journal:
         self.evaluations: list[dict[str, Any]] = []  # the rows that are not of training
         self.progress = Progress.start(self.recipe, arch)  # of the checkpoint that training starts from
         self.started = perf_counter()
+        self.send: Callable[[dict[str, Any], float], None] = lambda row, when: None
+
+    @contextmanager
+    def forwarding(self, logs: Sequence[Log]) -> Iterator[None]:
+        """Within it, what is written goes to these logs too, and before it what was; see `sending`."""
+        with sending(logs, self.run, self.framework) as self.send:
+            yield
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Add a row to metrics.jsonl and to the logs."""
+        self.run.log(**row)
+        self.send(row, time())
 
     def announce(self, device: str, data: Mapping[Split, Dataset], fresh: tuple[str, ...] | None, room: str) -> None:
         """Say what is about to be trained, on what and where.
@@ -144,7 +157,7 @@ class Journal:
         for split, score in scores.items():
             numbers = {"loss": score.mean_loss, "accuracy": score.accuracy, "top5": score.top5 / score.count}
             row = {"step": progress.step, "epoch": progress.epochs, "split": split, **numbers}
-            self.run.log(**row)
+            self.write(row)
             self.evaluations.append(row)
         self.prune()
         self.stop_if_asked(self.run.checkpoint(progress.epochs, self.framework))
@@ -232,6 +245,8 @@ class Journal:
             "checkpoints": ", ".join(shown),
             "curves.png": "loss, accuracy and learning rate",
             "metrics.jsonl": "the numbers behind it",
+            "tensorboard": f"the same: tensorboard --logdir {path}",
+            "wandb": f"the same: wandb sync {path / 'wandb' / '*run-*'}",
         }
         print(f"\n{path}: {in_units(size_of(path))}")
         for name, about in files.items():
@@ -290,7 +305,7 @@ class EpochRecord:
         seconds = now - self.window_started
         speed = {"seconds": seconds, "images/s": count / seconds}
         row = {"step": self.step, "epoch": self.epoch + 1, "split": "train", **numbers, **speed}
-        self.journal.run.log(**row)
+        self.journal.write(row)
         self.rows.append(row)  # which the epoch's checkpoints carry
         self.totals = {name: self.totals[name] + sums[name] for name in self.totals}
         self.window, self.window_started = {}, now

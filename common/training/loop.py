@@ -21,6 +21,7 @@ from common.recipes.spec import Recipe
 from common.runs import plots
 from common.runs.folder import RunFolder, default_folder, open_or_create
 from common.runs.journal import EpochRecord, Journal
+from common.runs.logs import check_logs
 from common.runs.manifest import write_manifest
 from common.runs.progress import Progress
 from common.runs.scores import Scores
@@ -45,6 +46,7 @@ def fit(engine: Engine[State], recipe: Recipe, options: TrainOptions) -> Path | 
         UserError: data, weights or folder are not as needed, or training cannot go on; says what to do.
         Stopped: a signal has asked to stop.
     """
+    check_logs(options.log)
     if options.deterministic:
         engine.be_deterministic()
     with engine.in_touch():
@@ -147,7 +149,8 @@ def _lead(job: _Job[State], state: State) -> Path:
         state, _ = engine.share(state, world, journal.progress.epochs)
         journal.announce(place, job.data, fresh, room)
         try:
-            peak = _train_epochs(job, state, journal)
+            with journal.forwarding(options.log):
+                peak = _train_epochs(job, state, journal)
         except (Stopped, KeyboardInterrupt) as stopped:
             raise journal.interrupted(stopped) from None
         except (NonFiniteError, RuntimeError, MemoryError) as error:

@@ -12,6 +12,7 @@ from common.config import from_dict
 from common.data.workers import check_system
 from common.errors import UserError
 from common.runs.folder import OPTIONS, RunFolder
+from common.runs.logs import Log
 
 Device = Literal["auto", "cpu", "gpu"]
 
@@ -28,6 +29,7 @@ class TrainOptions:
         data_dir: where tensorflow-datasets keeps its data (default: TFDS_DATA_DIR, else ~/tensorflow_datasets).
         device: to compute on; `auto` takes a GPU where there is one.
         log_every: steps between two rows of metrics.jsonl.
+        log: where its rows go besides, for TensorBoard or for Weights & Biases, whose extras must be installed.
         checkpoint_every: steps between two checkpoints within an epoch, besides the one after each (default: none).
         keep: how many checkpoints stay, the newest, or `all`. The best stays as well, and two are left in any case, if
             the newest should be damaged.
@@ -46,6 +48,7 @@ class TrainOptions:
     data_dir: Path | None = None
     device: Device = "auto"
     log_every: int = 10
+    log: tuple[Log, ...] = ()
     checkpoint_every: int | None = None
     keep: int | Literal["all"] = 1
     workers: int = 0

@@ -17,7 +17,8 @@ PATH = "my runs/a b"
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 TAKES = dict(re.findall(r"^TAKES\.(\S+) := (.*)$", MAKEFILE, re.MULTILINE))
 TAKES = {target: re.sub(r"\$\(TAKES\.(\S+)\)", lambda found: TAKES[found[1]], names) for target, names in TAKES.items()}
-GIVEN = {"RUN": "r", "IMAGE": "i", "TO": "t.onnx", "DATASET": "d", "RUNS": "a", "FRAMEWORK": "flax", "FOLDER": "f"}
+GIVEN = {"RUN": "r", "IMAGE": "i", "TO": "t.onnx", "DATASET": "d", "RUNS": "a", "FRAMEWORK": "flax"}
+GIVEN |= {"FOLDER": "f", "LOG": "wandb"}
 
 
 def make(*words: str) -> subprocess.CompletedProcess[str]:
@@ -66,9 +67,9 @@ def test_paths_with_spaces_are_one_word(target: str, names: tuple[str, ...]) -> 
 
 @pytest.mark.parametrize("framework", ["torch", "flax"])
 def test_what_people_type_reaches_the_command(framework: str) -> None:
-    typed = ("RECIPE=cifar10", "EPOCHS=5", "BATCH=32", "LR=0.02", "SEED=3", "DEVICE=cpu", "ARGS=--keep 1")
+    typed = ("RECIPE=cifar10", "EPOCHS=5", "BATCH=32", "LR=0.02", "SEED=3", "DEVICE=cpu", "LOG=wandb", "ARGS=--keep 1")
     command = make(f"train-{framework}", *typed).stdout.replace("\\\n", " ").splitlines()[-1]
-    fields = "--epochs 5 --optimizer.lr 0.02 --batch-size 32 --seed 3 --device cpu --keep 1"
+    fields = "--epochs 5 --optimizer.lr 0.02 --batch-size 32 --seed 3 --device cpu --log wandb --keep 1"
     assert shlex.split(command)[1:] == ["-m", f"{framework}_impl.train", "cifar10", *fields.split()]
 
 
@@ -96,6 +97,7 @@ def test_what_people_type_reaches_the_command(framework: str) -> None:
         ("data", "make data needs DATASET="),
         ("resume", "make resume needs RUN="),
         ("resume RUN=none", "none/manifest.json does not say in which framework the run began"),
+        ("train-torch LOG=tensorbord", 'LOG is tensorboard, wandb or "tensorboard wandb", not tensorbord'),
         ("predict IMAGE=a FRAMEWORK=keras", "FRAMEWORK is torch or flax, not keras"),
     ],
 )
@@ -142,7 +144,7 @@ def test_help_lists_targets_by_theme() -> None:
 
 def test_what_pip_says_besides_errors_is_not_shown_and_it_tells_that_it_goes_on() -> None:
     installs = [line for line in MAKEFILE.splitlines() if re.search(r"\$\(INSTALL\)|\$\(PIP\) -r", line)]
-    assert len(installs) == 6
+    assert len(installs) == 7
     [beat] = re.findall(r"^BEAT := (.*\n.*)$", MAKEFILE, re.MULTILINE)
     script = beat.replace("\\\n\t", "").replace("$$", "$").replace("% 30", "% 1") + " sleep 2.5"
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=60)

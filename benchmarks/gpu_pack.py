@@ -42,7 +42,9 @@ PRESENT = (
 # What no stage comes to need, though a function of a module that a stage imports would, and why.
 SPARED = {
     "simplejpeg": "no stage reads photographs",
+    "tensorboardX": "no stage logs beyond metrics.jsonl",
     "tensorflow_datasets": "packed data takes its place",
+    "wandb": "as tensorboardX",
 }
 PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_28_x86_64")
 

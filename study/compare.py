@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from datetime import datetime
-from io import StringIO
+from io import TextIOBase
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import perf_counter
 from typing import Annotated, Any
 from unittest import mock
 
@@ -160,16 +161,33 @@ def _measure_noise(recipe: Recipe, options: Options, folder: Path) -> Path:
         init_from=folder / "initial.safetensors", data_dir=options.data_dir, device=options.device, log_every=1
     )
     moved = []
+    if options.moved:
+        print("self-noise: PyTorch again, every weight moved by one unit in the last place before each step")
     for seed in range(options.moved):
-        print(f"self-noise, run {seed + 1} of {options.moved}: every weight moved by one unit in the last place")
-        with TemporaryDirectory(dir=folder) as scratch:
+        title, began = f"self-noise, run {seed + 1} of {options.moved}", perf_counter()
+        with TemporaryDirectory(dir=folder) as scratch, redirect_stdout(_Epochs(title)):
             run = _moved_run(recipe, replace(given, out=Path(scratch) / "run"), seed)
             moved.append(runs.read_run(run, "torch")["curves"])
+        print(f"{title}: {perf_counter() - began:.1f} s\n", flush=True)
     eps = float(np.finfo(recipe.param_dtype).eps)
     curves = runs.envelope(runs.read_run(folder / "torch", "torch")["curves"], moved, eps)
     path = folder / "noise.json"
     write_json(path, {"recipe": recipe.name, "epochs": recipe.epochs, "runs": options.moved, "curves": curves})
     return path
+
+
+class _Epochs(TextIOBase):
+    """Takes what a run prints, and shows where it was to go the lines of its epochs, under another title."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        self.title, self.shown = title, sys.stdout
+
+    def write(self, text: str) -> int:
+        """Of a line or its end."""
+        if text.startswith("epoch "):
+            print(f"{self.title}, {text}", file=self.shown, flush=True)
+        return len(text)
 
 
 def _moved_run(recipe: Recipe, given: TrainOptions, seed: int) -> Path:
@@ -179,7 +197,7 @@ def _moved_run(recipe: Recipe, given: TrainOptions, seed: int) -> Path:
         edit(state.model)
         return step(state, *batch)
 
-    with mock.patch.object(torch_impl.train, "train_step", moved_step), redirect_stdout(StringIO()):
+    with mock.patch.object(torch_impl.train, "train_step", moved_step):
         path = torch_impl.train.fit(recipe, given)
     assert path
     return path

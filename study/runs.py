@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, groupby
 from math import isfinite
 from pathlib import Path
 from statistics import fmean, median
@@ -19,6 +19,7 @@ from parity_tests.noise import FLOOR
 
 SPLITS = ("train", "val", "test")
 KEYS = {"loss": "loss", "accuracy": "accuracy", "lr": "learning rate"}
+EPOCH_LOSS = "epoch loss"  # of training alone: a point at each epoch's last step, over all of its examples
 
 # What a run came to: the key of a figure, what it is, and how the pages write it.
 FIGURES = {
@@ -100,16 +101,27 @@ def _curves(rows: list[dict[str, Any]]) -> Curves:
             points = {row["step"]: row[key] for row in rows if row["split"] == split and _number(row.get(key))}
             if points:
                 curves.setdefault(split, {})[key] = [(step, points[step]) for step in sorted(points)]
+    if losses := _epoch_losses(rows):
+        curves["train"][EPOCH_LOSS] = losses
     return curves
+
+
+def _epoch_losses(rows: list[dict[str, Any]]) -> Points:
+    """The mean training loss of each epoch, each example counted once, at the epoch's last step."""
+    trained = {row["step"]: row for row in rows if row["split"] == "train" and _number(row.get("loss"))}
+    points = []
+    for _, group in groupby((trained[step] for step in sorted(trained)), key=lambda row: row.get("epoch")):
+        epoch = list(group)
+        points.append((epoch[-1]["step"], fmean([row["loss"] for row in epoch], [_examples(row) for row in epoch])))
+    return points
 
 
 def _final(rows: list[dict[str, Any]]) -> dict[str, float]:
     """The figures of `FIGURES` that the rows give."""
     final: dict[str, float] = {}
     trained = [row for row in rows if row["split"] == "train"]
-    last = [row for row in trained if row.get("epoch") == trained[-1].get("epoch") and _number(row.get("loss"))]
-    if last:
-        final["train loss"] = fmean([row["loss"] for row in last], [_examples(row) for row in last])
+    if losses := _epoch_losses(rows):
+        final["train loss"] = losses[-1][1]
     for figure in ("test loss", "test accuracy", "val accuracy"):
         split, key = figure.split()
         values = [row[key] for row in rows if row["split"] == split and _number(row.get(key))]
@@ -165,7 +177,7 @@ def summary(ours: Mapping[str, Any], theirs: Mapping[str, Any], noise: Curves) -
             continue
         apart = None if left is None or right is None else abs(left - right)
         split, _, name = key.partition(" ")
-        width = noise.get(split, {}).get(name, []) if split != "train" else []  # a mean over steps has none of its own
+        width = noise.get(split, {}).get(EPOCH_LOSS if split == "train" else name, [])
         row = {"title": title, "kind": kind, "PyTorch": left, "Flax": right, "difference": apart}
         rows.append(row | {"noise": width[-1][1] if width else None})
     return rows
@@ -196,7 +208,8 @@ def envelope(base: Curves, moved: Sequence[Curves], eps: float) -> Curves:
         for split, keys in differences(base, other).items():
             for key, points in keys.items():
                 highest = accumulate((value for _, value in points), max)
-                least = {step: FLOOR * eps * abs(value) if key == "loss" else 0.0 for step, value in base[split][key]}
+                floor = FLOOR * eps if key in ("loss", EPOCH_LOSS) else 0.0
+                least = {step: floor * abs(value) for step, value in base[split][key]}
                 before = least | dict(found.get(split, {}).get(key, []))
                 steps = [step for step, _ in points]
                 widths = [(step, max(high, before[step])) for step, high in zip(steps, highest, strict=True)]

@@ -597,6 +597,10 @@ def test_compare_trains_both_from_the_same_weights(tmp_path: Path, capsys: pytes
             assert site.written(row[key], row["kind"]) in printed
     titles = [row["title"] for row in data["training"]["summary"]]
     assert titles == [title for title, _ in runs.FIGURES.values() if "validation" not in title]
+    assert all(row["noise"] is not None for row in data["training"]["summary"] if "epoch" in row["title"])
+    assert re.search(
+        r"^self-noise, run 1 of 1, epoch 1/1  loss \d.*\n(.*\n)*self-noise, run 1 of 1: [\d.]+ s$", printed, re.M
+    )
     assert sum(map(sum, ours["confusion"]["counts"])) == sum(map(sum, theirs["confusion"]["counts"])) == 360
     assert not list((tmp_path / "runs").glob("tmp*")), "the moved runs leave nothing behind"
     manifest = tmp_path / "runs" / "flax" / "manifest.json"
@@ -649,3 +653,25 @@ def test_the_training_loss_counts_every_example_once(tmp_path: Path) -> None:
         {"step": 12, "epoch": 1, "split": "train", "loss": 1.0, "seconds": 0.5, "images/s": 314.0},
     ]
     assert runs._final(rows)["train loss"] == pytest.approx((2.0 * 1280 + 1.0 * 157) / 1437)
+
+
+def test_the_training_loss_has_a_noise_of_its_own() -> None:
+    """That of the means over the examples of an epoch, not over its rows, and the largest so far, as for the others."""
+
+    def run(*losses: float) -> dict[str, Any]:
+        rows: list[dict[str, Any]] = [
+            {"step": 2 * at, "epoch": at // 2, "split": "train", "loss": loss, "seconds": 1.0, "images/s": count}
+            for at, (loss, count) in enumerate(zip(losses, (90.0, 10.0) * 2, strict=True), 2)
+        ]
+        rows.append({"step": 10, "epoch": 2, "split": "test", "loss": 1.0, "accuracy": 0.5})
+        return {"curves": runs._curves(rows), "final": runs._final(rows)}
+
+    base, moved = run(1.0, 2.0, 3.0, 4.0), run(1.1, 2.0, 3.0, 4.5)
+    assert dict(base["curves"]["train"][runs.EPOCH_LOSS]) == pytest.approx({6: 1.1, 10: 3.1})
+    noise = runs.envelope(base["curves"], [moved["curves"]], 1e-7)
+    assert dict(noise["train"][runs.EPOCH_LOSS]) == pytest.approx({6: 0.09, 10: 0.09})
+    row, *_ = runs.summary(base, moved, noise)
+    assert row["title"] == "training loss, last epoch"
+    assert (row["difference"], row["noise"]) == (pytest.approx(0.05), pytest.approx(0.09))
+    still = runs.envelope(base["curves"], [base["curves"]], 1e-7)  # no less than a forward pass's own rounding
+    assert still["train"][runs.EPOCH_LOSS][-1][1] == pytest.approx(32e-7 * 3.1)

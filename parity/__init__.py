@@ -1,8 +1,59 @@
 """The comparer: two implementations walk through the same steps, and the first tensor that differs is named.
 
-A small library of its own, on numpy alone.
+A small library of its own, on numpy and ml_dtypes. `parity.torch`, `parity.linen` and `parity.nnx` hold sides for models
+of these frameworks, and import them when they are used.
 """
 
-from parity.compare import PHASES, Bounds, Difference, Mismatch, Report, Side, Trace, compare_run, compare_traces
+from __future__ import annotations
 
-__all__ = ["PHASES", "Bounds", "Difference", "Mismatch", "Report", "Side", "Trace", "compare_run", "compare_traces"]
+from importlib import import_module
+from types import ModuleType
+
+from parity.causes import Context
+from parity.check import Finding, Verdict, check
+from parity.compare import (
+    PHASES,
+    Bounds,
+    Difference,
+    Mismatch,
+    Report,
+    Side,
+    Trace,
+    compare_run,
+    compare_traces,
+    differences,
+)
+from parity.files import Recording, load, record, save
+from parity.match import Match, Pair, Unmatched, match
+
+__all__ = [
+    "PHASES",
+    "Bounds",
+    "Context",
+    "Difference",
+    "Finding",
+    "Match",
+    "Mismatch",
+    "Pair",
+    "Recording",
+    "Report",
+    "Side",
+    "Trace",
+    "Unmatched",
+    "Verdict",
+    "check",
+    "compare_run",
+    "compare_traces",
+    "differences",
+    "load",
+    "match",
+    "record",
+    "save",
+]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """The sides, whose frameworks are imported when they are first used."""
+    if name in ("linen", "nnx", "torch"):
+        return import_module(f"parity.{name}")
+    raise AttributeError(f"module 'parity' has no attribute {name!r}")

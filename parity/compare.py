@@ -1,21 +1,22 @@
 """The comparer: walk two implementations through the same training steps and name the first tensor that differs.
 
 A `Side` trains on one batch and tells everything on the way; `compare_run` sets two sides against each other, phase by
-phase in the order in which a step computes them. For a pair of models of your own, write
-two classes with a `name` and a `step` method that returns a `Trace` in one common layout.
+phase in the order in which a step computes them. `parity.check` does so for two models; for anything else, write two
+classes with a `name` and a `step` method that returns a `Trace` in one common layout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from itertools import zip_longest
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from parity.causes import as_float64, likely_cause
+from parity.causes import Context, as_float64, likely_cause
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 Trace = Mapping[str, Tensors]
@@ -53,6 +54,10 @@ class Bounds:
             largest magnitude on either side. `ulp`: the same in units in the last place of that scale. `norm`: the
             Euclidean norm of the difference over the larger norm of the two, for arithmetic so coarse that single
             elements say little.
+        tensor: other bounds for single tensors, by a pattern of their names (`layer4.*`) or of phase and name
+            (`gradient/*.bias`); of several the first that fits. Infinity exempts a tensor, though not from being finite.
+        share: scales below this share of the largest in the phase, or in the optimizer's slot, count as this share: the
+            gradient of a bias before a batch norm ought to be zero, and holds only rounding errors.
 
     Raises:
         ValueError: a bound is negative or NaN, or there is no such phase or unit.
@@ -62,17 +67,22 @@ class Bounds:
     phase: Mapping[str, float] = field(default_factory=dict)
     floor: float = 1e-300
     unit: Unit = "relative"
+    tensor: Mapping[str, float] = field(default_factory=dict)
+    share: float = 0.0
 
     def __post_init__(self) -> None:
         if self.unit not in get_args(Unit):
             raise ValueError(f"There is no unit {self.unit!r}; known: {', '.join(get_args(Unit))}.")
         if unknown := [phase for phase in self.phase if phase not in PHASES]:
             raise ValueError(f"There is no phase {unknown[0]!r}; known: {', '.join(PHASES)}.")
-        if not all(bound >= 0 for bound in (self.default, *self.phase.values())):
+        if not all(bound >= 0 for bound in (self.default, *self.phase.values(), *self.tensor.values(), self.share)):
             raise ValueError(f"A bound must be zero or more: {self}.")
 
-    def of(self, phase: str) -> float:
-        """The bound of a phase."""
+    def of(self, phase: str, tensor: str = "") -> float:
+        """The bound of a phase, or of one of its tensors."""
+        for pattern, bound in self.tensor.items():
+            if fnmatchcase(tensor, pattern) or fnmatchcase(f"{phase}/{tensor}", pattern):
+                return bound
         return 0.0 if phase == "batch" else self.phase.get(phase, self.default)
 
 
@@ -198,29 +208,68 @@ def compare_traces(
     bounds: Bounds,
     names: tuple[str, str] = ("left", "right"),
     report: Report | None = None,
+    context: Context | None = None,
 ) -> Report:
     """Assert that two traces of one step agree.
+
+    Args:
+        left, right, step, bounds, names: as for `compare_run`.
+        report: to add to.
+        context: what is known besides, for the causes.
 
     Raises:
         Mismatch, TypeError, ValueError: as `compare_run`.
     """
     report = report or Report()
+    for difference in differences(left, right, step, bounds, names, context):
+        if not difference.within:
+            raise Mismatch(*names, difference)
+        report.add(difference)
+    return report
+
+
+def differences(
+    left: Trace,
+    right: Trace,
+    step: int,
+    bounds: Bounds,
+    names: tuple[str, str] = ("left", "right"),
+    context: Context | None = None,
+    phases: tuple[str, ...] = PHASES,
+) -> Iterator[Difference]:
+    """The difference of every tensor of some phases, in order; those that are not allowed with their likely cause.
+
+    Raises:
+        Mismatch: neither shows a tensor.
+        TypeError, ValueError: as `compare_run`.
+    """
     _check_trace(left, names[0])
     _check_trace(right, names[1])
     if not any(left.values()) and not any(right.values()):
         raise Mismatch(*names, _odd(step, PHASES[0], "", "Neither shows a tensor, so nothing was compared."))
-    for phase in PHASES:
+    for phase in phases:
         ours, theirs = left.get(phase, {}), right.get(phase, {})
         for tensor in [*ours, *(name for name in theirs if name not in ours)]:
             if tensor not in ours or tensor not in theirs:
                 absent = names[0] if tensor not in ours else names[1]
-                raise Mismatch(*names, _odd(step, phase, tensor, f"{absent} has no such tensor."))
-            difference = measure(ours[tensor], theirs[tensor], step, phase, tensor, bounds, names)
+                yield _odd(step, phase, tensor, f"{absent} has no such tensor.")
+                continue
+            own = _raised(bounds, ours, tensor)
+            difference = measure(ours[tensor], theirs[tensor], step, phase, tensor, own, names)
             if not difference.within:
-                cause = difference.cause or likely_cause(phase, tensor, left, right, names)
-                raise Mismatch(*names, Difference(**{**vars(difference), "cause": cause}))
-            report.add(difference)
-    return report
+                cause = difference.cause or likely_cause(phase, tensor, left, right, names, context)
+                difference = replace(difference, cause=cause)
+            yield difference
+
+
+def _raised(bounds: Bounds, tensors: Tensors, tensor: str) -> Bounds:
+    """With a floor that is a share of the largest tensor beside this one."""
+    if not bounds.share:
+        return bounds
+    slot = tensor.rpartition("/")[0]
+    scales = [_largest(as_float64(a)) for name, a in tensors.items() if name.rpartition("/")[0] == slot]
+    largest = max((scale for scale in scales if np.isfinite(scale)), default=0.0)
+    return replace(bounds, floor=max(bounds.floor, bounds.share * largest))
 
 
 def _check_trace(trace: Any, name: str) -> None:
@@ -248,7 +297,7 @@ def measure(
     names: tuple[str, str] = ("left", "right"),
 ) -> Difference:
     """The difference of two tensors; `cause` is set where they cannot be compared."""
-    bound = bounds.of(phase)
+    bound = bounds.of(phase, tensor)
     if left.shape != right.shape:
         return _odd(step, phase, tensor, f"{names[0]} has the shape {left.shape}, {names[1]} {right.shape}.")
     if left.dtype != right.dtype and not (left.dtype.kind in "iu" and right.dtype.kind in "iu"):

@@ -1,0 +1,280 @@
+"""What the sides of linen and NNX models share: a compiled step that shows what it computes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from parity import model as shared
+from parity.compare import Trace
+from parity.model import Array, Batch, Dropout, Layout, Module
+
+_MEMORY = {"trace": "momentum_buffer", "mu": "exp_avg", "nu": "exp_avg_sq", "sum_of_squares": "exp_avg_sq"}
+_TRAIN = {"train": True, "training": True, "is_training": True, "is_train": True}
+_TRAIN |= {"deterministic": False, "use_running_average": False, "inference": False}
+
+
+class JaxSide:
+    """The part of a side that knows no module: subclasses say how a model is called and what its modules are."""
+
+    layout: Layout
+
+    def __init__(
+        self,
+        params: Any,
+        state: Any,
+        loss: Callable[..., Any] | None,
+        tx: optax.GradientTransformation | None,
+        prepare: Callable[[Any], Any] | None,
+        dropout: Dropout,
+        name: str,
+    ) -> None:
+        self.params, self.state = jax.tree.map(jnp.asarray, params), jax.tree.map(jnp.asarray, state)
+        self.loss, self.tx, self.prepare, self.dropout, self.name = loss, tx, prepare, dropout, name
+        self.memory = tx.init(self.params) if tx else None
+        self.count = 0
+        self.seen = Seen()
+        self._train = jax.jit(jax.value_and_grad(self._lossy(True), has_aux=True))
+        self._evaluate = jax.jit(self._lossy(False))
+        self._update = jax.jit(self._updated)
+
+    def apply(self, params: Any, state: Any, inputs: Any, train: bool, key: Any) -> tuple[Any, Any]:
+        """The model's output and new state; calls are reported to `self.seen`."""
+        raise NotImplementedError
+
+    def modules(self) -> dict[str, Module]:
+        """Those of the last pass, by path, in the order of their first call."""
+        raise NotImplementedError
+
+    def names(self, tree: Any, state: bool) -> dict[str, Any]:
+        """Leaves of parameters or of the state, by name."""
+        raise NotImplementedError
+
+    def tree(self, tensors: Mapping[str, Any], state: bool) -> Any:
+        """The opposite: the own parameters or state with these leaves in their place."""
+        own = self.state if state else self.params
+        names = list(self.names(own, state))
+        leaves, structure = jax.tree.flatten(own)
+        new = [tensors.get(name, leaf) for name, leaf in zip(names, leaves, strict=True)]
+        return jax.tree.unflatten(structure, [_array(self.name, value) for value in new])
+
+    def _lossy(self, train: bool) -> Callable[..., Any]:
+        def lossy(params: Any, state: Any, inputs: Any, targets: Any, key: Any, adopt: Any) -> Any:
+            leaf = next(iter(jax.tree.leaves(params)), None)
+            self.seen.begin(adopt, leaf)
+            if self.prepare:
+                inputs = self.prepare(inputs)
+            output, state = self.apply(params, state, inputs, train, key)
+            arrays = dict(self.seen.arrays)
+            if targets is None or self.loss is None:
+                return jnp.zeros(()), (inputs, arrays, state)
+            more = {"params": params} if "params" in inspect.signature(self.loss).parameters else {}
+            return self.loss(output, targets, **more), (inputs, arrays, state)
+
+        return lossy
+
+    def _updated(self, gradients: Any, memory: Any, params: Any) -> Any:
+        assert self.tx is not None
+        updates, memory = self.tx.update(gradients, memory, params)
+        return optax.apply_updates(params, updates), memory
+
+    def step(self, batch: Batch, adopt: Trace | None = None) -> Trace:
+        """Train on one batch; see `parity.model.Watched`.
+
+        Raises:
+            ValueError: the side has no loss or no optimizer.
+        """
+        if self.loss is None or self.tx is None:
+            raise ValueError(f"{self.name} has no loss or no optimizer to train with: give both, or mode='forward'.")
+        adopt = adopt or {}
+        inputs, targets = (shared.map_inputs(self._given, part) for part in batch)
+        key, wanted = jax.random.fold_in(jax.random.key(0), self.count), self._adopted(adopt)
+        (loss, (given, arrays, state)), gradients = self._train(self.params, self.state, inputs, targets, key, wanted)
+        named = self.names(gradients, False)
+        if "gradient" in adopt:
+            named |= {name: jnp.asarray(values) for name, values in adopt["gradient"].items()}
+            gradients = self.tree(named, False)
+        self.params, self.memory = self._update(gradients, self.memory, self.params)
+        self.state, self.count = state, self.count + 1
+        return {
+            **self._trace(given, targets, arrays, loss),
+            "gradient": {name: np.array(values) for name, values in reversed(named.items())},
+            "optimizer": {name: np.array(values) for name, values in self._slots().items()},
+            "parameter": _numpy(self.names(self.params, False)),
+            "statistic": _numpy(self.names(self.state, True)),
+        }
+
+    def forward(self, batch: Batch, adopt: Trace | None = None) -> Trace:
+        """Evaluate one batch; see `parity.model.Watched`."""
+        inputs, targets = (shared.map_inputs(self._given, part) for part in batch)
+        key = jax.random.key(0)
+        if adopt is not None and not self.seen.shapes:
+            jax.eval_shape(self._lossy(False), self.params, self.state, inputs, targets, key, {})
+        wanted = self._adopted(adopt or {})
+        loss, (given, arrays, _) = self._evaluate(self.params, self.state, inputs, targets, key, wanted)
+        return self._trace(given, targets, arrays, loss)
+
+    def _given(self, values: Any) -> Any:
+        """Floating-point numbers in the parameters' dtype."""
+        if values is None:
+            return None
+        array = np.asarray(values)
+        leaves = [leaf.dtype for leaf in jax.tree.leaves(self.params) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        return jnp.asarray(array, leaves[0] if leaves and array.dtype.kind == "f" else None)
+
+    def _adopted(self, adopt: Trace) -> Any:
+        """(whether, what) to adopt; of all calls where there is any, so that one compiled step serves them all."""
+        wanted = adopt.get("activation")
+        if wanted is None:
+            return {}
+        shapes = self.seen.shapes
+        return {
+            name: (name in wanted, jnp.asarray(wanted.get(name, np.zeros(size)), dtype))
+            for name, (size, dtype) in shapes.items()
+        }
+
+    def _trace(self, inputs: Any, targets: Any, arrays: Any, loss: Any) -> Trace:
+        given = _numpy(shared.named_inputs(inputs))
+        seen = {name: np.array(arrays[name]) for name in self.seen.order if name in arrays}
+        trace: Trace = {"input": given, "activation": seen}
+        if targets is None or self.loss is None:
+            return trace
+        named = {f"target{name[5:]}": np.array(value) for name, value in shared.named_inputs(targets).items()}
+        return {"batch": named, **trace, "loss": {"loss": np.array(loss)}}
+
+    def _slots(self) -> dict[str, Any]:
+        """The optimizer's memory, slot/parameter: leaves whose path ends in that of a parameter."""
+        leaves, _ = jax.tree_util.tree_flatten_with_path(self.params)
+        paths = {path: name for (path, _), name in zip(leaves, self.names(self.params, False), strict=True)}
+        found = {}
+        for path, leaf in jax.tree_util.tree_flatten_with_path(self.memory)[0]:
+            for start in range(len(path)):
+                if path[start:] in paths and np.ndim(leaf) == np.ndim(dict(leaves)[path[start:]]):
+                    before = [key.name for key in path[:start] if isinstance(key, jax.tree_util.GetAttrKey)]
+                    slot = before[-1] if before else "memory"
+                    found[f"{_MEMORY.get(slot, slot)}/{paths[path[start:]]}"] = leaf
+        return found
+
+    def model(self) -> shared.Model:
+        """As it stands; see `parity.model.Watched`."""
+        if not self.seen.order:
+            raise ValueError(f"{self.name} has not been called yet: run a step first.")
+        calls = [name for name in self.seen.order if not name.endswith(" (input)")]
+        parameters, statistics = _numpy(self.names(self.params, False)), _numpy(self.names(self.state, True))
+        return shared.Model(self.name, self.layout, False, self.modules(), calls, parameters, statistics)
+
+    def load(self, tensors: Mapping[str, Array]) -> None:
+        """Overwrite all parameters and statistics; see `parity.model.Watched`."""
+        shared.check_tensors(self.name, {**self.names(self.params, False), **self.names(self.state, True)}, tensors)
+        self.overwrite(tensors, {})
+        self.memory = self.tx.init(self.params) if self.tx else None
+
+    def overwrite(self, tensors: Mapping[str, Array], memory: Mapping[str, Array]) -> None:
+        """Overwrite some of it; see `parity.model.Watched`."""
+        self.params, self.state = self.tree(tensors, False), self.tree(tensors, True)
+        slots = self._slots()
+        places = {id(leaf): name for name, leaf in slots.items()}
+        self.memory = jax.tree.map(
+            lambda leaf: _array(self.name, memory.get(places.get(id(leaf), ""), leaf)), self.memory
+        )
+
+    def snapshot(self) -> Any:
+        """All that a step changes; JAX's arrays do not change."""
+        return self.params, self.state, self.memory, self.count
+
+    def restore(self, saved: Any) -> None:
+        """Back to a snapshot."""
+        self.params, self.state, self.memory, self.count = saved
+
+
+class Seen:
+    """What a pass shows while it is traced: of each call the first array that it was given and that it returned."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, Any] = {}
+        self.order: list[str] = []
+        self.shapes: dict[str, tuple[tuple[int, ...], Any]] = {}
+        self.begun: list[str] = []
+        self._counts: dict[str, int] = {}
+        self._adopt: Any = {}
+        self._traces: list[Any] = []
+
+    def begin(self, adopt: Any, leaf: Any) -> None:
+        """A new pass; `leaf` is a parameter, of whose transformation arrays must be, or of an outer one."""
+        self.arrays, self.order, self.begun, self._counts = {}, [], [], {}
+        self._adopt, self._inner = adopt, getattr(leaf, "_trace", None)
+        self._outside = None
+
+    def call(self, path: str, call: Callable[..., Any], inputs: Any, keywords: Any) -> tuple[str, Any]:
+        """Make a call and record it; returns its name and what it returns."""
+        count = self._counts[path] = self._counts.get(path, 0) + 1
+        name = shared.call_name(path, count)
+        self.begun.append(name)
+        first = _first((*inputs, *keywords.values()))
+        if inputs and first is inputs[0] and self._own(first):
+            inputs = (self._record(shared.input_of(name), first), *inputs[1:])
+        elif first is not None and self._own(first):
+            self._record(shared.input_of(name), first)
+        output = call(*inputs, **keywords)
+        first = _first(output)
+        if first is None or not self._own(first):
+            return name, output
+        shown = self._record(name, first)
+        return name, shown if output is first else output
+
+    def _record(self, name: str, value: Any) -> Any:
+        if name in self._adopt:
+            value = adopted(value, *self._adopt[name])
+        self.arrays[name] = value
+        self.order.append(name)
+        self.shapes[name] = (tuple(value.shape), value.dtype)
+        return value
+
+    def _own(self, value: Any) -> bool:
+        """Not of a loop or map inside the model, whose values do not get out."""
+        trace = getattr(value, "_trace", None)
+        if trace is None or self._inner is None or trace is self._inner:
+            return True
+        return trace is getattr(self._inner, "parent_trace", trace)
+
+
+@jax.custom_jvp
+def adopted(own: Any, whether: Any, other: Any) -> Any:
+    """Another value in the place of the own one, through which gradients pass as through the own."""
+    return jnp.where(whether, other, own)
+
+
+@adopted.defjvp
+def _adopted_jvp(primals: Any, tangents: Any) -> Any:
+    return adopted(*primals), tangents[0]
+
+
+def train_flags(call: Callable[..., Any], train: bool) -> dict[str, bool]:
+    """The arguments of a model that say whether it trains, under the names that people give them."""
+    known = inspect.signature(call).parameters
+    return {name: value == train for name, value in _TRAIN.items() if name in known}
+
+
+def _first(values: Any) -> Any:
+    """The first array in nested values."""
+    return next((leaf for leaf in jax.tree.leaves(values) if isinstance(leaf, jax.Array | np.ndarray)), None)
+
+
+def _array(name: str, values: Any) -> jax.Array:
+    array = jnp.asarray(values)
+    if isinstance(values, np.ndarray) and array.dtype != values.dtype:
+        raise ValueError(
+            f"{name}: {values.dtype} becomes {array.dtype} in JAX: call jax.config.update('jax_enable_x64', True) "
+            "before anything else, or compare in float32."
+        )
+    return array
+
+
+def _numpy(tensors: Mapping[str, Any]) -> dict[str, Array]:
+    return {name: np.array(values) for name, values in tensors.items()}

@@ -14,17 +14,14 @@ from parity.match import match
 def main(arguments: list[str] | None = None) -> int:
     """Print the verdict; 0 where the recordings agree, 1 where they part, 2 where they cannot be compared."""
     parser = argparse.ArgumentParser(prog="parity", description="Where two models part, and why.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    compare = commands.add_parser("compare", help="compare two recordings that parity.save wrote")
-    pair = commands.add_parser("match", help="print how two recordings' modules are paired; --to keeps it as a file")
-    for command in (compare, pair):
-        command.add_argument("left", help="a recording")
-        command.add_argument("right", help="another, of a model with the left's weights")
-        command.add_argument("--to", metavar="FILE", help="also write it: .json, .html or text; a pairing as JSON")
-    compare.add_argument("--bound", type=float, help="largest difference allowed, of each tensor's scale")
-    compare.add_argument("--tensor", action="append", default=[], metavar="PATTERN=BOUND", help="another for tensors")
-    compare.add_argument("--pairs", metavar="FILE", help="a pairing that was kept, perhaps edited")
-    compare.add_argument("--go-on", action="store_true", help="name every difference, not the first alone")
+    parser.add_argument("command", choices=("compare", "match"), help="compare recordings, or print how they are paired")
+    parser.add_argument("left", help="a recording that parity.save wrote")
+    parser.add_argument("right", help="another, of a model with the left's weights")
+    parser.add_argument("--to", metavar="FILE", help="also write it: .json, .html or text; a pairing as JSON")
+    parser.add_argument("--bound", type=float, help="largest difference allowed, of each tensor's scale")
+    parser.add_argument("--tensor", action="append", default=[], metavar="PATTERN=BOUND", help="another for tensors")
+    parser.add_argument("--pairs", metavar="FILE", help="a pairing that was kept, perhaps edited")
+    parser.add_argument("--go-on", action="store_true", help="name every difference, not the first alone")
     given = parser.parse_args(arguments)
     try:
         left, right = load(given.left), load(given.right)

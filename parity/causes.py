@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -292,13 +292,14 @@ def _decayed(case: _Case, a: Array, b: Array) -> str:
     return f"{side} takes {abs(rate):.4g} times the parameter more off: weight decay that only it has, or another rate."
 
 
-def _ratio(pairs: Iterator[tuple[Array, Array]]) -> float:
-    """The factor between all of some pairs of tensors; NaN where there is none."""
+def _ratio(pairs: list[tuple[Array, Array]]) -> float:
+    """The factor between all of some pairs of tensors, but those that hold rounding errors; NaN where there is none."""
     factors = []
+    largest = max((np.abs(one).max(initial=0) for one, _ in pairs), default=0)
     for one, other in pairs:
         if one.shape != other.shape:
             return np.nan
-        if np.any(one) or np.any(other):
+        if max(np.abs(one).max(initial=0), np.abs(other).max(initial=0)) > 1e-9 * largest:
             if not _along(one, other, 1 - 1e-9):
                 return np.nan
             factors.append(float(np.vdot(one, other) / np.vdot(one, one)))
@@ -316,7 +317,7 @@ def _clipped(case: _Case) -> str:
     if case.phase == "parameter":
         held = [case.held(0, "parameter", name) for name in names]
         pairs = [(a - w, b - w) for (a, b), w in zip(pairs, held, strict=True) if w is not None]
-    factor = _ratio(iter(pairs))
+    factor = _ratio(pairs)
     if len(pairs) < 2 or not factor > 0 or factor == 1:
         return ""
     gradients = case.left.get("gradient", {}).values()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class Finding:
 
     def __str__(self) -> str:
         step, phase = self.difference.step, self.difference.phase
-        names = ", ".join(self.tensors[:3]) + f" and {len(self.tensors) - 3} more" * (len(self.tensors) > 3)
+        names = _listed(self.tensors)
         way = f" (after {', '.join(self.between)})" if self.between else ""
         figures = "" if np.isnan(self.difference.relative) else f", off by {self.difference.relative:.2g} of its scale"
         return f"step {step}, {phase}, {names}{way}{figures}. {self.cause}"
@@ -202,6 +202,8 @@ def check(
             if not walk.step(step, ours, other):
                 break
         left.restore(starts[0])
+        if walk.exempt:
+            verdict.notes.append(f"Exempt, as asked: {_listed([*walk.exempt])}.")
         if noise and not getattr(left, "recorded", False) and verdict.agree:
             verdict.noise = _noise(found, given[: verdict.steps], walk)
     finally:
@@ -230,6 +232,7 @@ class _Walk:
         self.natural: dict[str, Any] = {}  # what the right had where it adopted
         self.known: set[tuple[str, str]] = set()
         self.idle: set[str] = set()
+        self.exempt: dict[str, None] = {}
 
     def run(self, side: Watched, batch: Batch, adopt: Trace | None = None) -> Trace:
         """Take a step, or evaluate."""
@@ -314,7 +317,9 @@ class _Walk:
             if not difference.within and phase == "activation" and difference.tensor in self.adopted:
                 continue
             if not idle:
-                if difference.within:
+                if difference.within and np.isinf(difference.bound):
+                    self.exempt.setdefault(difference.tensor)
+                elif difference.within:
                     self.verdict.report.add(difference)
                 yield difference
                 if not difference.within and (phase == "activation" or not self.go_on):
@@ -322,6 +327,8 @@ class _Walk:
 
     def _find_idle(self, left: Trace, right: Trace) -> None:
         """Parameters whose gradient is rounding's: an optimizer such as Adam makes whole steps of it."""
+        if not any(slot.startswith("exp_avg_sq/") for slot in left.get("optimizer", {})):
+            return
         ours, theirs = left.get("gradient", {}), right.get("gradient", {})
         largest = max((float(np.abs(as_float64(g)).max(initial=0)) for g in ours.values()), default=0.0)
         limit = _NOTHING.get(self.width, 1e-2) * largest
@@ -330,9 +337,8 @@ class _Walk:
             if max(float(np.abs(as_float64(g[name])).max(initial=0)) for g in (ours, theirs)) < limit:
                 idle.add(name)
         if idle and not self.idle:
-            names = ", ".join(sorted(idle)[:4]) + f" and {len(idle) - 4} more" * (len(idle) > 4)
             self.verdict.notes.append(
-                f"{names}: the gradient is nothing but rounding, as of a bias before a norm; what the optimizer makes "
+                f"{_listed(sorted(idle))}: the gradient is nothing but rounding, as of a bias before a norm; what the optimizer makes "
                 "of it is not compared, and the left's is taken."
             )
         self.idle |= idle
@@ -406,6 +412,11 @@ class _Walk:
             if not name.endswith(" (input)") and name != shared.OUTPUT:
                 found.append(name)
         return tuple(reversed(found))
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first few."""
+    return ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
 
 
 def _kind_of(cause: str) -> str:

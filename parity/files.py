@@ -71,6 +71,9 @@ class Recording:
             raise ValueError(f"{self.name}: its evaluation of this batch was not recorded.")
         return self.probe
 
+    def describe(self, inputs: Any) -> None:
+        """Nothing: it is known."""
+
     def load(self, tensors: Mapping[str, Array]) -> None:
         """Nothing, where it has these weights already.
 

@@ -33,16 +33,18 @@ class JaxSide:
         tx: optax.GradientTransformation | None,
         prepare: Callable[[Any], Any] | None,
         dropout: Dropout,
+        compiler_options: Mapping[str, Any] | None,
         name: str,
     ) -> None:
-        self.params, self.state = jax.tree.map(jnp.asarray, params), jax.tree.map(jnp.asarray, state)
+        self.params, self.state = jax.tree.map(_leaf, params), jax.tree.map(_leaf, state)
         self.loss, self.tx, self.prepare, self.dropout, self.name = loss, tx, prepare, dropout, name
         self.memory = tx.init(self.params) if tx else None
         self.count = 0
         self.seen = Seen()
-        self._train = jax.jit(jax.value_and_grad(self._lossy(True), has_aux=True))
-        self._evaluate = jax.jit(self._lossy(False))
-        self._update = jax.jit(self._updated)
+        options = dict(compiler_options or {})
+        self._train = jax.jit(jax.value_and_grad(self._lossy(True), has_aux=True), compiler_options=options)
+        self._evaluate = jax.jit(self._lossy(False), compiler_options=options)
+        self._update = jax.jit(self._updated, compiler_options=options)
 
     def apply(self, params: Any, state: Any, inputs: Any, train: bool, key: Any) -> tuple[Any, Any]:
         """The model's output and new state; calls are reported to `self.seen`."""
@@ -94,7 +96,7 @@ class JaxSide:
             raise ValueError(f"{self.name} has no loss or no optimizer to train with: give both, or mode='forward'.")
         adopt = adopt or {}
         inputs, targets = (shared.map_inputs(self._given, part) for part in batch)
-        key, wanted = jax.random.fold_in(jax.random.key(0), self.count), self._adopted(adopt)
+        key, wanted = jax.random.fold_in(jax.random.key(0), self.count), self._adopted(adopt, inputs)
         (loss, (given, arrays, state)), gradients = self._train(self.params, self.state, inputs, targets, key, wanted)
         named = self.names(gradients, False)
         if "gradient" in adopt:
@@ -113,10 +115,7 @@ class JaxSide:
     def forward(self, batch: Batch, adopt: Trace | None = None) -> Trace:
         """Evaluate one batch; see `parity.model.Watched`."""
         inputs, targets = (shared.map_inputs(self._given, part) for part in batch)
-        key = jax.random.key(0)
-        if adopt is not None and not self.seen.shapes:
-            jax.eval_shape(self._lossy(False), self.params, self.state, inputs, targets, key, {})
-        wanted = self._adopted(adopt or {})
+        wanted, key = self._adopted(adopt or {}, inputs), jax.random.key(0)
         loss, (given, arrays, _) = self._evaluate(self.params, self.state, inputs, targets, key, wanted)
         return self._trace(given, targets, arrays, loss)
 
@@ -128,11 +127,18 @@ class JaxSide:
         leaves = [leaf.dtype for leaf in jax.tree.leaves(self.params) if jnp.issubdtype(leaf.dtype, jnp.floating)]
         return jnp.asarray(array, leaves[0] if leaves and array.dtype.kind == "f" else None)
 
-    def _adopted(self, adopt: Trace) -> Any:
+    def describe(self, inputs: Any) -> None:
+        """See what calls there are, without computing them; see `parity.model.Watched`."""
+        given = shared.map_inputs(self._given, inputs)
+        jax.eval_shape(self._lossy(False), self.params, self.state, given, None, jax.random.key(0), {})
+
+    def _adopted(self, adopt: Trace, inputs: Any) -> Any:
         """(whether, what) to adopt; of all calls where there is any, so that one compiled step serves them all."""
         wanted = adopt.get("activation")
         if wanted is None:
             return {}
+        if not self.seen.shapes:
+            self.describe(inputs)
         shapes = self.seen.shapes
         return {
             name: (name in wanted, jnp.asarray(wanted.get(name, np.zeros(size)), dtype))
@@ -174,6 +180,7 @@ class JaxSide:
         shared.check_tensors(self.name, {**self.names(self.params, False), **self.names(self.state, True)}, tensors)
         self.overwrite(tensors, {})
         self.memory = self.tx.init(self.params) if self.tx else None
+        self.seen.shapes = {}  # in another dtype, perhaps
 
     def overwrite(self, tensors: Mapping[str, Array], memory: Mapping[str, Array]) -> None:
         """Overwrite some of it; see `parity.model.Watched`."""
@@ -264,6 +271,11 @@ def train_flags(call: Callable[..., Any], train: bool) -> dict[str, bool]:
 def _first(values: Any) -> Any:
     """The first array in nested values."""
     return next((leaf for leaf in jax.tree.leaves(values) if isinstance(leaf, jax.Array | np.ndarray)), None)
+
+
+def _leaf(value: Any) -> jax.Array:
+    """An array; zeros in the place of a shape, where `jax.eval_shape` spared the initialisation."""
+    return jnp.zeros(value.shape, value.dtype) if isinstance(value, jax.ShapeDtypeStruct) else jnp.asarray(value)
 
 
 def _array(name: str, values: Any) -> jax.Array:

@@ -24,7 +24,8 @@ class Side(JaxSide):
 
     Args:
         model: unbound.
-        variables: what `model.init` returned: parameters, and statistics if it has any.
+        variables: what `model.init` returned: parameters, and statistics if it has any; or only their shapes, from
+            `jax.eval_shape(model.init, ...)`, where weights are carried over anyway.
         loss: takes the model's output and the targets; one with a parameter `params` gets those, too.
         tx: the optimizer; None where only `forward` is wanted.
         prepare: makes the model's inputs of a batch's; by default they are the same.
@@ -32,6 +33,7 @@ class Side(JaxSide):
             use_running_average and their like that it has.
         dropout: "off" makes every dropout the identity; "on" leaves it.
         layout: of images and feature maps.
+        compiler_options: for `jax.jit`; `{"xla_backend_optimization_level": 0}` compiles faster.
         name: in reports.
     """
 
@@ -47,6 +49,7 @@ class Side(JaxSide):
         evaluate: Mapping[str, Any] | None = None,
         dropout: Dropout = "off",
         layout: Layout = "channels last",
+        compiler_options: Mapping[str, Any] | None = None,
         name: str = "Flax",
     ) -> None:
         self.net, self.layout = model, layout
@@ -56,7 +59,7 @@ class Side(JaxSide):
         }
         self._modules: dict[str, Module] = {}
         state = {name: tree for name, tree in variables.items() if name != "params"}
-        super().__init__(variables.get("params", {}), state, loss, tx, prepare, dropout, name)
+        super().__init__(variables.get("params", {}), state, loss, tx, prepare, dropout, compiler_options, name)
 
     def apply(self, params: Any, state: Any, inputs: Any, train: bool, key: Any) -> tuple[Any, Any]:
         """The model's output and new state."""

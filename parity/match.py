@@ -262,7 +262,7 @@ def match(
     probe: Batch = (given[0], None)
     seen = left.forward(probe)
     theirs = shared.map_inputs(lambda array: shared.relay(array, left.layout, right.layout), given[0])
-    right.forward((theirs, None), {"activation": {}})
+    right.describe(theirs)
     models = left.model(), right.model()
     found = Match(left, right, [], models)
     if pairs is not None:

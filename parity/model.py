@@ -84,6 +84,9 @@ class Watched(Protocol):
             ValueError: there was none yet.
         """
 
+    def describe(self, inputs: Any) -> None:
+        """See what calls there are in a pass over inputs, in this side's layout, so that `model` knows."""
+
     def step(self, batch: Batch, adopt: Trace | None = None) -> Trace:
         """Train on one batch; see `parity.Side`.
 

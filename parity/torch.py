@@ -95,6 +95,10 @@ class Side:
         with torch.no_grad():
             return self._pass(batch, adopt or {})[0]
 
+    def describe(self, inputs: Any) -> None:
+        """See what calls there are; see `parity.model.Watched`."""
+        self.forward((inputs, None))
+
     def _pass(self, batch: Batch, adopt: Trace) -> tuple[Trace, Tensor]:
         inputs, targets = batch
         inputs = shared.map_inputs(self._tensor, inputs)

@@ -1,7 +1,7 @@
 """The comparer: two implementations walk through the same steps, and the first tensor that differs is named.
 
-A small library of its own, on numpy and ml_dtypes. `parity.torch`, `parity.linen` and `parity.nnx` hold sides for models
-of these frameworks, and import them when they are used.
+A small library of its own, on numpy and ml_dtypes. `parity.torch`, `parity.linen` and `parity.nnx` hold sides for
+models of these frameworks, and import them when they are used.
 """
 
 from __future__ import annotations

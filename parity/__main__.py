@@ -14,7 +14,9 @@ from parity.match import match
 def main(arguments: list[str] | None = None) -> int:
     """Print the verdict; 0 where the recordings agree, 1 where they part, 2 where they cannot be compared."""
     parser = argparse.ArgumentParser(prog="parity", description="Where two models part, and why.")
-    parser.add_argument("command", choices=("compare", "match"), help="compare recordings, or print how they are paired")
+    parser.add_argument(
+        "command", choices=("compare", "match"), help="compare recordings, or print how they are paired"
+    )
     parser.add_argument("left", help="a recording that parity.save wrote")
     parser.add_argument("right", help="another, of a model with the left's weights")
     parser.add_argument("--to", metavar="FILE", help="also write it: .json, .html or text; a pairing as JSON")
@@ -52,7 +54,7 @@ def _bounds(bound: float | None, tensors: list[str]) -> Bounds | None:
         return None
     named = {}
     for text in tensors:
-        pattern, equals, number = text.rpartition("=")
+        pattern, _, number = text.rpartition("=")
         try:
             named[pattern] = float(number)
         except ValueError:

@@ -111,7 +111,7 @@ def _settings(case: _Case) -> str:
     """A layer whose inputs agree has other settings."""
     if case.phase != "activation":
         return ""
-    kind, ours, theirs = case.settings()
+    _, ours, theirs = case.settings()
     for name, words in _SETTINGS.items():
         one, other = (_plain(settings.get(name)) for settings in (ours, theirs))
         if one is not None and other is not None and one != other:
@@ -137,7 +137,11 @@ def _plain(setting: Any) -> Any:
 
 
 def _words(setting: Any) -> str:
-    return " ".join(map(str, map(tuple, setting))) if setting and isinstance(setting, list) and isinstance(setting[0], list) else str(setting)
+    return (
+        " ".join(map(str, map(tuple, setting)))
+        if setting and isinstance(setting, list) and isinstance(setting[0], list)
+        else str(setting)
+    )
 
 
 def _between(case: _Case) -> str:
@@ -158,7 +162,10 @@ def _between(case: _Case) -> str:
     source, ours_words, theirs_words = forms.explain(one, other, {**inputs, **sources})
     if not source or ours_words == theirs_words:
         return ""
-    told = [f"{name} computes {words or 'something else'}" for name, words in zip(case.names, (ours_words, theirs_words), strict=True)]
+    told = [
+        f"{name} computes {words or 'something else'}"
+        for name, words in zip(case.names, (ours_words, theirs_words), strict=True)
+    ]
     return f"Of {source} {told[0]}, {told[1]}."
 
 
@@ -257,7 +264,7 @@ def _penalty(case: _Case, a: Array, b: Array) -> str:
         return ""
     difference = float((b - a).item())
     rate = float(np.median([*rates.values()]))
-    tensors = {name: values for name, values in case.context.before[0].get("parameter", {}).items()}
+    tensors = dict(case.context.before[0].get("parameter", {}))
     groups = {
         "all parameters": tensors,
         "the parameters of two axes and more (no biases, no norms)": {n: v for n, v in tensors.items() if v.ndim > 1},
@@ -285,8 +292,8 @@ def _decayed(case: _Case, a: Array, b: Array) -> str:
     if case.phase == "optimizer":
         side = case.names[rate > 0]
         return (
-            f"{side}'s memory holds {abs(rate):.4g} times the parameter more: weight decay that only its optimizer has, "
-            "or has before the momentum."
+            f"{side}'s memory holds {abs(rate):.4g} times the parameter more: weight decay that only its optimizer "
+            "has, or has before the momentum."
         )
     side = case.names[rate < 0]
     return f"{side} takes {abs(rate):.4g} times the parameter more off: weight decay that only it has, or another rate."
@@ -331,7 +338,7 @@ def _clipped(case: _Case) -> str:
         )
     side, share = case.names[factor < 1], min(factor, 1 / factor)
     share = np.sqrt(share) if slot.endswith("_sq") else share
-    return f"{side} clips gradients, of norm {norm:.4g}, to {norm * share:.4g}; all of its memory is smaller by one factor."
+    return f"{side} clips gradients, of norm {norm:.4g}, to {norm * share:.4g}: all that it makes of them is smaller."
 
 
 def _round(number: float) -> bool:

@@ -106,7 +106,9 @@ class Verdict:
         return self.agree
 
     def __str__(self) -> str:
-        lines = [f"{phase:<11} {self.report.largest(phase).relative:8.2g}  {self._count(phase)}" for phase in self._phases]
+        lines = [
+            f"{phase:<11} {self.report.largest(phase).relative:8.2g}  {self._count(phase)}" for phase in self._phases
+        ]
         table = ["largest difference of the tensors that agree, over their scale", *lines] if lines else []
         more = [f"{place}. {finding}" for place, finding in enumerate(self.findings, 1)]
         found = [f"{len(more)} causes:", *more] if len(more) > 1 else []
@@ -289,7 +291,9 @@ class _Walk:
             if other == name:
                 break
             sources[other] = ours[other]
-        if not any(other in self.natural for other in sources) or not (name.endswith(" (input)") or name == shared.OUTPUT):
+        if not any(other in self.natural for other in sources) or not (
+            name.endswith(" (input)") or name == shared.OUTPUT
+        ):
             return False
         return forms.follows(ours[name], theirs[name], sources, {n: self.natural.get(n, theirs[n]) for n in sources})
 
@@ -338,8 +342,8 @@ class _Walk:
                 idle.add(name)
         if idle and not self.idle:
             self.verdict.notes.append(
-                f"{_listed(sorted(idle))}: the gradient is nothing but rounding, as of a bias before a norm; what the optimizer makes "
-                "of it is not compared, and the left's is taken."
+                f"{_listed(sorted(idle))}: the gradient is nothing but rounding, as of a bias before a norm; what "
+                "the optimizer makes of it is not compared, and the left's is taken."
             )
         self.idle |= idle
 
@@ -378,7 +382,9 @@ class _Walk:
         if difference.phase != "gradient":
             return False
         if "decay" in difference.cause:
-            return any("decay" in finding.cause for finding in self.verdict.findings if finding.difference.phase == "loss")
+            return any(
+                "decay" in finding.cause for finding in self.verdict.findings if finding.difference.phase == "loss"
+            )
         if not self.adopted:
             return False
         places = {pair.left: place for place, pair in enumerate(self.found.pairs)}
@@ -449,7 +455,7 @@ def _repeats(side: Watched, batch: Batch, walk: _Walk) -> None:
         side.restore(start)
         traces.append(walk.run(side, batch))
     side.restore(start)
-    for difference in differences(*traces, 0, replace(walk.bounds, tensor={}), (side.name, side.name)):
+    for difference in differences(traces[0], traces[1], 0, replace(walk.bounds, tensor={}), (side.name, side.name)):
         if "NaN" in difference.cause:
             return  # told of as a difference
         if not difference.within:

@@ -55,7 +55,7 @@ class Bounds:
             Euclidean norm of the difference over the larger norm of the two, for arithmetic so coarse that single
             elements say little.
         tensor: other bounds for single tensors, by a pattern of their names (`layer4.*`) or of phase and name
-            (`gradient/*.bias`); of several the first that fits. Infinity exempts a tensor, though not from being finite.
+            (`gradient/*.bias`); of several the first that fits. Infinity exempts a tensor, but not from being finite.
         share: scales below this share of the largest in the phase, or in the optimizer's slot, count as this share: the
             gradient of a bias before a batch norm ought to be zero, and holds only rounding errors.
 

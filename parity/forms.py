@@ -56,7 +56,7 @@ def follows(wanted: Array, other: Array, sources: Mapping[str, Array], others: M
 
 def _candidates(wanted: Array, sources: Mapping[str, Array]) -> Iterator[tuple[str, Iterator[tuple[str, Array]]]]:
     """(source, (words, result)...) for what has the number of examples of `wanted`."""
-    recent = [(name, a) for name, a in reversed(sources.items()) if a.ndim and len(a) == len(wanted)][:_RECENT]
+    recent = [(name, a) for name, a in reversed([*sources.items()]) if a.ndim and len(a) == len(wanted)][:_RECENT]
     for name, values in recent:
         yield name, _of_one(values, wanted)
     for (name, values), (other, more) in combinations(recent, 2):

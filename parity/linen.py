@@ -83,7 +83,7 @@ class Side(JaxSide):
                 inside.pop()
 
         keywords = dict(self._flags[train])
-        arguments = (inputs if isinstance(inputs, tuple) else () if isinstance(inputs, Mapping) else (inputs,))
+        arguments = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, Mapping) else (inputs,)
         if isinstance(inputs, Mapping):
             keywords |= inputs
         mutable = list(state) if train else False
@@ -95,7 +95,7 @@ class Side(JaxSide):
 
     def modules(self) -> dict[str, Module]:
         """Those of the last pass, with the tensors that lie under their paths."""
-        found = {path: module for path, module in self._modules.items()}
+        found = dict(self._modules)
         for state, tree in ((False, self.params), (True, self.state)):
             for name in self.names(tree, state):
                 path, _, leaf = name.removeprefix(f"{name.split(':')[0]}:" if state else "").rpartition(".")

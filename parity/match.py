@@ -36,7 +36,7 @@ class Pair:
         flatten: (C, H, W) of the feature map that was flattened before this dense layer, in another order on each side.
         how: it was found.
         tried: what came of it when both models were evaluated with the same weights: "agrees", "input differs" (what
-            they were given), "differs" (what they made of the same input), or "" where a module is not called by itself.
+            they were given), "differs" (what they made of the same input), or "" for one that is not called by itself.
     """
 
     left: str
@@ -184,7 +184,9 @@ class Match:
         paths = [[*model.modules] for model in self.models]
         for pair in self.pairs:
             count = 1
-            if not pair.kind and any(_holds(path, known) for path, known in zip((pair.left, pair.right), paths, strict=True)):
+            if not pair.kind and any(
+                _holds(path, known) for path, known in zip((pair.left, pair.right), paths, strict=True)
+            ):
                 continue  # only tensors of theirs are each other's
             while shared.call_name(pair.left, count) in ours and shared.call_name(pair.right, count) in theirs:
                 left, right = shared.call_name(pair.left, count), shared.call_name(pair.right, count)
@@ -307,11 +309,9 @@ def _propose(models: tuple[Model, Model]) -> list[Pair]:
         right.remove(theirs)
         tensors = tuple((ours.tensors[role], theirs.tensors[role]) for role in ours.tensors)
         pairs.append(Pair(ours.path, theirs.path, tensors, ours.kind, how="kind, shapes, order"))
-    singles = [
-        [(module, role) for module in modules for role in module.tensors] for modules in (left, right)
-    ]
+    singles = [[(module, role) for module in modules for role in module.tensors] for modules in (left, right)]
     for by, signature_of in (("role, shape", _role_signature), ("shape alone", _shape_signature)):
-        for ours, theirs in _zipped(*singles, models, signature_of):
+        for ours, theirs in _zipped(singles[0], singles[1], models, signature_of):
             singles[0].remove(ours)
             singles[1].remove(theirs)
             (one, role), (other, its) = ours, theirs
@@ -502,7 +502,11 @@ def _siblings(found: Match, seen: Trace, probe: Batch, adopted: list[str], name:
     """With layers of one shape that are given the same, such as query and key, in another order."""
     arrays, model = seen["activation"], found.models[0]
     order = list(arrays)
-    before = [place for place, pair in enumerate(found.pairs) if pair.left in order and order.index(pair.left) < order.index(name)]
+    before = [
+        place
+        for place, pair in enumerate(found.pairs)
+        if pair.left in order and order.index(pair.left) < order.index(name)
+    ]
     for last in reversed(before[-_NEAR:]):
         given = arrays.get(shared.input_of(found.pairs[last].left))
         same = [

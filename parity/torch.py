@@ -70,7 +70,7 @@ class Side:
         adopt = adopt or {}
         trace, loss = self._pass(batch, adopt)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         named = dict(self.net.named_parameters())
         for name, values in adopt.get("gradient", {}).items():
             named[name].grad = self._tensor(values).to(named[name].dtype)
@@ -277,7 +277,9 @@ def _described(path: str, module: nn.Module, size: tuple[int, ...]) -> dict[str,
     if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
         modules = {path: Module(path, kind, {}, {"heads": module.num_heads})}
         for place, part in enumerate(("query", "key", "value")):
-            roles = {role: f"{prefix}in_proj_{role}[{place}]" for role in ("weight", "bias") if f"in_proj_{role}" in own}
+            roles = {
+                role: f"{prefix}in_proj_{role}[{place}]" for role in ("weight", "bias") if f"in_proj_{role}" in own
+            }
             modules[prefix + part] = Module(prefix + part, "dense", roles)
         return modules
     return {path: Module(path, kind, tensors, _config(module, kind, size))}

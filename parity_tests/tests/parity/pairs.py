@@ -153,7 +153,9 @@ class Planned:
         last = (*self.shape[:1], *self.shape[2:], self.shape[1]) if len(self.shape) == 4 else self.shape
         variables = jax.eval_shape(self.linen.init, jax.random.key(0), jnp.ones(last))
         ours = parity.torch.Side(model, self.losses[0], optimizer)
-        return ours, parity.linen.Side(self.linen, variables, self.losses[1], self.tx, prepare=self.prepare, compiler_options=QUICK)
+        return ours, parity.linen.Side(
+            self.linen, variables, self.losses[1], self.tx, prepare=self.prepare, compiler_options=QUICK
+        )
 
     def check(self, **options: Any) -> parity.Verdict:
         """Both compared, but for the running variance, whose definitions differ."""

@@ -1,0 +1,99 @@
+"""Networks that torchvision publishes, written plainly in linen, from the papers and torchvision's public interface."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+
+class Block(nn.Module):
+    """Two convolutions and a shortcut."""
+
+    features: int
+    stride: int = 1
+    padding: Any = ((1, 1), (1, 1))
+
+    @nn.compact
+    def __call__(self, x: Any, train: bool) -> Any:
+        y = nn.Conv(self.features, (3, 3), self.stride, padding=self.padding, use_bias=False)(x)
+        y = nn.relu(nn.BatchNorm(not train, momentum=0.9)(y))
+        y = nn.Conv(self.features, (3, 3), use_bias=False)(y)
+        y = nn.BatchNorm(not train, momentum=0.9)(y)
+        if x.shape != y.shape:
+            x = nn.Conv(self.features, (1, 1), self.stride, use_bias=False, name="shortcut")(x)
+            x = nn.BatchNorm(not train, momentum=0.9, name="shortcut_norm")(x)
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """`torchvision.models.resnet.ResNet` of basic blocks: `stages` says how many there are of each width."""
+
+    stages: tuple[int, ...] = (2, 2, 2, 2)
+    classes: int = 10
+    padding: Any = ((1, 1), (1, 1))
+
+    @nn.compact
+    def __call__(self, x: Any, train: bool = True) -> Any:
+        x = nn.Conv(64, (7, 7), 2, padding=3, use_bias=False)(x)
+        x = nn.relu(nn.BatchNorm(not train, momentum=0.9)(x))
+        x = nn.max_pool(x, (3, 3), (2, 2), self.padding)
+        for stage, blocks in enumerate(self.stages):
+            for block in range(blocks):
+                stride = 2 if stage and not block else 1
+                x = Block(64 * 2**stage, stride, self.padding if stride == 2 else ((1, 1), (1, 1)))(x, train)
+        return nn.Dense(self.classes)(x.mean((1, 2)))
+
+
+class Vgg(nn.Module):
+    """`torchvision.models.vgg11_bn`, whose maps are flattened before the first of three dense layers."""
+
+    classes: int = 10
+
+    @nn.compact
+    def __call__(self, x: Any, train: bool = True) -> Any:
+        for features in (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0):
+            if features:
+                x = nn.Conv(features, (3, 3))(x)
+                x = nn.relu(nn.BatchNorm(not train, momentum=0.9)(x))
+            else:
+                x = nn.max_pool(x, (2, 2), (2, 2))
+        x = jnp.repeat(jnp.repeat(x, 7 // x.shape[1], 1), 7 // x.shape[2], 2)  # the adaptive pool of 1x1 maps to 7x7
+        x = x.reshape(len(x), -1)
+        for _ in range(2):
+            x = nn.Dropout(0.5, deterministic=not train)(nn.relu(nn.Dense(4096)(x)))
+        return nn.Dense(self.classes)(x)
+
+
+class Mobile(nn.Module):
+    """`torchvision.models.mobilenet_v2`: expansion, a convolution of each channel by itself, projection."""
+
+    classes: int = 10
+    width: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: Any, train: bool = True) -> Any:
+        def conv(x: Any, features: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: bool = True) -> Any:
+            pad = kernel // 2
+            x = nn.Conv(features, (kernel, kernel), stride, pad, feature_group_count=groups, use_bias=False)(x)
+            x = nn.BatchNorm(not train, momentum=0.9)(x)
+            return nn.relu6(x) if act else x
+
+        def sized(channels: int) -> int:
+            """Divisible by 8, and not smaller by more than a tenth."""
+            wanted = channels * self.width
+            found = max(8, int(wanted + 4) // 8 * 8)
+            return found + 8 if found < 0.9 * wanted else found
+
+        x = conv(x, sized(32), 3, 2)
+        for expand, channels, count, first in (
+            (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
+        ):  # fmt: skip
+            for place in range(count):
+                y = x if expand == 1 else conv(x, x.shape[-1] * expand)
+                y = conv(y, y.shape[-1], 3, 1 if place else first, y.shape[-1])
+                y = conv(y, sized(channels), act=False)
+                x = x + y if y.shape == x.shape else y
+        x = conv(x, max(sized(1280), 1280)).mean((1, 2))
+        return nn.Dense(self.classes)(nn.Dropout(0.2, deterministic=not train)(x))

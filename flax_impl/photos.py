@@ -8,8 +8,11 @@ from flax_impl.export import FORMATS, export
 from flax_impl.train import fit
 from flax_impl.weights import at_hand
 
-KIND = "stablehlo"
-TOOLS = Tools("flax", fit, evaluate_network, export, KIND, FORMATS[KIND], at_hand)
+
+def tools() -> Tools:
+    """What Flax does of it, and the format that it exports to; see `common.commands.photos`."""
+    return Tools("flax", fit, evaluate_network, export, "stablehlo", FORMATS["stablehlo"], at_hand)
+
 
 if __name__ == "__main__":
-    run_photos(TOOLS)
+    run_photos(tools())

@@ -8,8 +8,11 @@ from torch_impl.export import FORMATS, export
 from torch_impl.train import fit
 from torch_impl.weights import at_hand
 
-KIND = "onnx"
-TOOLS = Tools("torch", fit, evaluate_network, export, KIND, FORMATS[KIND], at_hand)
+
+def tools() -> Tools:
+    """What PyTorch does of it, and the format that it exports to; see `common.commands.photos`."""
+    return Tools("torch", fit, evaluate_network, export, "onnx", FORMATS["onnx"], at_hand)
+
 
 if __name__ == "__main__":
-    run_photos(TOOLS)
+    run_photos(tools())

@@ -49,8 +49,8 @@ def check_counts(counts: Sequence[int], names: Sequence[str], where: str) -> lis
     if fewest[0] < LEAST:
         raise UserError(
             f"{fewest[1]} in {where} has {fewest[0]} {'picture' if fewest[0] == 1 else 'pictures'} to train on, beside "
-            f"those for testing, and a class cannot be learnt from fewer than {LEAST}: add pictures, 50 or more a "
-            f"class, or remove the class."
+            f"those for testing, and a class cannot be learnt from fewer than {LEAST}: add pictures, to 50 or more, or "
+            f"remove the class."
         )
     said = []
     if fewest[0] < FEW:

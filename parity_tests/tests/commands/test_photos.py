@@ -41,7 +41,7 @@ from common.stopping import Stopped
 from common.weights.network import Network
 from parity_tests.material import narrow
 
-TOOLS: dict[Framework, Tools] = {"torch": torch_impl.photos.TOOLS, "flax": flax_impl.photos.TOOLS}
+TOOLS: dict[Framework, Tools] = {"torch": torch_impl.photos.tools(), "flax": flax_impl.photos.tools()}
 CLASSES = ("red ants", "green & <bees>", "blue")
 NARROW = (
     *("--scratch", "--arch", "small", "--device", "cpu", "--preprocess.host-resize", "24", "--preprocess.crop", "20"),

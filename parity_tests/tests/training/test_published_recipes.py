@@ -201,14 +201,14 @@ TABLES: dict[str, Table] = {
     "photos_scratch": {
         "ours; one run of it on 600 pictures, no benchmark": {
             "dataset": "folder:photos",
-            "arch": "alexnet_cifar_bn",
+            "arch": "alexnet_cifar_best",
             "init": "he",
             "epochs": 30,
             "batch_size": 32,
             "optimizer.lr": 0.0003,
             "schedule.warmup_epochs": 1,
-            "preprocess.host_resize": 72,
-            "preprocess.crop": 64,
+            "preprocess.host_resize": 36,
+            "preprocess.crop": 32,
             **PHOTOS,
             "patience": 15,
         },

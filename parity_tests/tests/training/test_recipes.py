@@ -75,8 +75,7 @@ def test_recipes_refer_to_what_exists(name: str) -> None:
     spec = DATASETS.get(recipe.dataset, DATASETS["imagenet2012"])
     arch = recipe.model_arch(spec.image, spec.classes)
     assert arch.classes == spec.classes
-    side = {"photos_scratch": (64, 64)}.get(name, get_arch(recipe.arch).image[:2])
-    assert arch.image == (*side, spec.image[2] if spec.image else 3)
+    assert arch.image == (*get_arch(recipe.arch).image[:2], spec.image[2] if spec.image else 3)
 
 
 @every_recipe

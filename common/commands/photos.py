@@ -108,6 +108,10 @@ def run_photos(tools: Tools, arguments: Sequence[str] | None = None) -> None:
             command = replace(command, options=replace(command.options, out=command.resume, resume=True))
         command.recipe.check()
         command.options.check()
+        if not command.recipe.dataset.startswith(FOLDER):
+            raise UserError(
+                f"This command trains on a folder of photographs, not on {command.recipe.dataset}: see train."
+            )
         fitted = command.recipe if before else _fit_to_folder(command, recipe, start)
         started = perf_counter()
         path = _train(tools, fitted, command.options)
@@ -149,8 +153,6 @@ def _fit_to_folder(command: _PhotosCommand, recipe: Recipe, start: str) -> Recip
         UserError: there is no folder, or it has not the pictures that it takes.
     """
     chosen = command.recipe
-    if not chosen.dataset.startswith(FOLDER):
-        raise UserError(f"--dataset {chosen.dataset}: this command takes a folder of photographs; train takes others.")
     if chosen.dataset == FOLDER:
         raise UserError("Name a folder that has a folder of pictures for each class: make photos FOLDER=pictures.")
     splits = load_splits(replace(chosen, val_fraction=0.0))

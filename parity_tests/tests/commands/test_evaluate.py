@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,7 @@ from common.errors import UserError
 from common.frameworks import Framework
 from common.recipes.spec import Preprocess, Recipe
 from common.recipes.zoo import IMAGENET_MEAN, IMAGENET_STD, get_recipe
+from common.reports import evaluation
 from common.reports.evaluation import Recorder, Report, Row, draw_confusion, marks
 from common.runs.choice import UNFAIR
 from common.runs.files import write_json
@@ -582,6 +584,28 @@ class TestConfusion:
         draw_confusion(tmp_path / "picture.png", confusion, names, "a $title")
         with Image.open(tmp_path / "picture.png") as picture:
             assert 500 < min(picture.size) <= max(picture.size) < 4000
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100])
+def test_recall_stands_beside_its_row(classes: int, tmp_path: Path) -> None:
+    """A bar a class, level with the matrix's rows, with its percent where there is room."""
+    confusion = np.random.default_rng(0).poisson(2, (classes, classes)) + 9 * np.eye(classes, dtype=int)
+    if classes > 2:
+        confusion[1] = 0  # a class that has no examples
+    kept: list[Any] = []
+    with mock.patch.object(evaluation, "save_figure", lambda figure, path, dpi: kept.append(figure)):
+        draw_confusion(tmp_path / "picture.png", confusion, [f"c{label}" for label in range(classes)], "")
+    matrix, bars, _ = kept[0].axes
+    recall = [100 * row[label] / row.sum() if row.sum() else 0 for label, row in enumerate(confusion)]
+    assert [bar.get_width() for bar in bars.patches] == pytest.approx(recall)
+    assert [bar.get_y() + bar.get_height() / 2 for bar in bars.patches] == pytest.approx(list(range(classes)))
+    assert bars.get_ylim() == matrix.get_ylim()
+    said = [text.get_text() for text in bars.texts]
+    expected = [f"{share:.0f}" if row.sum() else "" for share, row in zip(recall, confusion, strict=True)]
+    assert said == (expected if classes < 100 else [])
+    kept[0].draw_without_rendering()
+    (_, low), (_, high) = matrix.get_window_extent().get_points()
+    assert bars.get_window_extent().get_points()[:, 1] == pytest.approx([low, high], abs=1)
 
 
 def test_a_network_knows_the_size_that_its_data_has() -> None:

@@ -219,9 +219,9 @@ def test_grad_cam_of_a_folder(trained: Path, images: Path, tmp_path: Path) -> No
     for framework in FRAMEWORKS:
         out = tmp_path / framework
         said = run(framework, "predict", images, "--weights", trained, "--grad-cam", "--out", out)
-        assert said.splitlines()[-1] == f"{out}: 2 pictures, predictions.csv, grad_cam.npz"
+        assert said.splitlines()[-1] == f"{out}: predictions.png, predictions.csv, 2 pictures, grad_cam.npz"
         with Image.open(out / "a.png.png") as picture:
-            assert picture.width == 1800
+            assert picture.width == 2016
         with np.load(out / "grad_cam.npz") as file:
             assert file["files"].tolist() == ["a.png", "b.jpg"]
             assert set(file["classes"]) <= {"cat", "dog", "bird"}

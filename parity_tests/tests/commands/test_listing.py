@@ -131,6 +131,14 @@ def test_the_picture_shows_every_run(runs: Path, tmp_path: Path) -> None:
         assert picture.size[0] > 1000
 
 
+def test_a_picture_that_takes_anothers_place_is_told_of(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for told in ("", " (replaced)"):
+        run_plot([str(runs / "old"), "--to", str(tmp_path / "a.png")])
+        assert capsys.readouterr().out == f"{tmp_path}/a.png{told}\n"
+
+
 def test_many_runs_have_a_colour_each(tmp_path: Path) -> None:
     paths = [made(tmp_path / f"{number}", "torch", 1, {"test": [0.5]}).path for number in range(12)]
     assert len({tuple(line.get_color()) for line in drawn(paths, tmp_path / "all.png").axes[0].lines}) == 12

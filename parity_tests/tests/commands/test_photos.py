@@ -192,7 +192,7 @@ def test_a_link_that_leads_nowhere_is_seen(tmp_path: Path) -> None:
         (("pictures",), (9, 0), "/pictures/green & <bees> holds no images ("),
         (("pictures",), (9, 1), "There is no image of green & <bees> in the train split of folder:pictures"),
         (("pictures",), (9, 3), "green & <bees> in pictures has 2 pictures to train on, beside those for testing"),
-        (("--dataset", "digits"), (), "--dataset digits: this command takes a folder of photographs"),
+        (("--dataset", "digits"), (), "This command trains on a folder of photographs, not on digits: see train."),
         (("pictures", "--epochs", "0"), (9, 9), "epochs is 0; it must be at least 1."),
     ],
 )
@@ -215,6 +215,15 @@ def test_a_mistake_gets_a_sentence_and_leaves_nothing(
     assert done.err.count("\n") == 1
     assert sentence in done.err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_on_other_data_is_not_shown(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", get_recipe("digits"))
+    done = command(TOOLS["torch"], "--resume", run.path)
+    assert (done.code, done.err) == (
+        2,
+        "error: This command trains on a folder of photographs, not on digits: see train.\n",
+    )
 
 
 def test_a_bad_picture_is_named_before_training(tmp_path: Path) -> None:

@@ -115,6 +115,8 @@ def test_the_command_prints_and_draws(
     assert first == "lowest loss at 1e+02, diverging at 1e+03"
     assert second == "suggested rate: 10, the recipe's is 0.0003"
     assert third == words[-1]
+    run_find_lr(framework, find, words)
+    assert capsys.readouterr().out.splitlines()[-1] == f"{words[-1]} (replaced)"
     with Image.open(words[-1]) as picture:
         assert picture.size[0] > 800
 

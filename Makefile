@@ -42,7 +42,7 @@ LOCK := pyproject.toml requirements.lock
 .DEFAULT_GOAL := help
 TARGETS := help train-torch train-flax resume resume-torch resume-flax compare ablation find-lr find-lr-torch \
 	find-lr-flax runs plot photos photos-torch photos-flax evaluate-torch evaluate-flax predict predict-torch predict-flax features features-torch features-flax export-torch export-flax summary \
-	study weights data parity mutants mutate soak fuzz results results-table results-check bench bench-gpu growth gpu-pack gpu-run test test-full test-gpu lint \
+	study notebook weights data parity mutants mutate soak fuzz results results-table results-check bench bench-gpu growth gpu-pack gpu-run test test-full test-gpu lint \
 	lock clean
 .PHONY: $(TARGETS)
 .DELETE_ON_ERROR:
@@ -111,6 +111,9 @@ summary: .venv/.torch .venv/.flax  ## print both networks of ARCH (default: alex
 study: .venv/.study  ## write both implementations side by side as pages into site/; RECIPE=... IMAGE=..., RUN_TORCH=... RUN_FLAX=... NOISE=... add curves
 	$(BIN)/python -m study $(if $(and $(RECIPE_FILE),$(filter file,$(origin RECIPE))),,--recipe $(RECIPE)) $(if $(RUN_TORCH),--run-torch "$(RUN_TORCH)") $(if $(RUN_FLAX),--run-flax "$(RUN_FLAX)") \
 		$(if $(NOISE),--noise "$(NOISE)") $(if $(IMAGE),--image "$(IMAGE)") $(OWN) $(ARGS)
+
+notebook: .venv/.notebook  ## open docs/quickstart.ipynb in Jupyter: both frameworks trained, and compared, step by step; ARGS="--no-browser"
+	$(BIN)/python -m jupyterlab docs/quickstart.ipynb $(ARGS)
 
 ## Your own pictures (make train-torch DATASET=folder:DIR trains any recipe on them), and others' data and weights
 
@@ -247,6 +250,11 @@ $(BIN)/python:
 	@$(INSTALL) -e '.[study]'
 	@touch $@
 
+.venv/.notebook: $(LOCK) | .venv/.torch .venv/.flax
+	@echo "Installing Jupyter from the lock ..."
+	@$(INSTALL) -e '.[notebook]'
+	@touch $@
+
 .venv/.tensorboard .venv/.wandb: .venv/.%: $(LOCK) | $(BIN)/python
 	@echo "Installing $* from the lock ..."
 	@$(INSTALL) -e '.[$*]'
@@ -293,7 +301,7 @@ TAKES.results-table :=
 TAKES.results-check :=
 TAKES.growth := SUITE
 TAKES.gpu-run := STAGES AGAIN LIMIT RESULTS DEVICE ARGS
-$(foreach target,parity mutants fuzz gpu-pack test test-full test-gpu,$(eval TAKES.$(target) := ARGS))
+$(foreach target,notebook parity mutants fuzz gpu-pack test test-full test-gpu,$(eval TAKES.$(target) := ARGS))
 # What a target cannot do without, unless ARGS say it, and an example of each.
 NEEDS.photos := FOLDER
 NEEDS.predict := IMAGE

@@ -37,7 +37,14 @@ from common.recipes.zoo import RECIPES, get_recipe
 from parity_tests.results import ROOT
 
 FILES = (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
-PAGES = {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in FILES}
+NOTEBOOK = ROOT / "docs" / "quickstart.ipynb"  # whose code test_notebook.py runs
+PAGES = {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in FILES} | {
+    str(NOTEBOOK.relative_to(ROOT)): "\n\n".join(
+        "".join(cell["source"])
+        for cell in json.loads(NOTEBOOK.read_text("utf-8"))["cells"]
+        if cell["cell_type"] == "markdown"
+    )
+}
 # What extend.md says holds once its lines are written: test_extend.py does so in a copy.
 COMPLETE = sorted(PAGES.keys() - {"docs/extend.md"})
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")

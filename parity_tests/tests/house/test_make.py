@@ -144,7 +144,7 @@ def test_help_lists_targets_by_theme() -> None:
 
 def test_what_pip_says_besides_errors_is_not_shown_and_it_tells_that_it_goes_on() -> None:
     installs = [line for line in MAKEFILE.splitlines() if re.search(r"\$\(INSTALL\)|\$\(PIP\) -r", line)]
-    assert len(installs) == 7
+    assert len(installs) == 8
     [beat] = re.findall(r"^BEAT := (.*\n.*)$", MAKEFILE, re.MULTILINE)
     script = beat.replace("\\\n\t", "").replace("$$", "$").replace("% 30", "% 1") + " sleep 2.5"
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=60)

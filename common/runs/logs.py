@@ -14,16 +14,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib import import_module
 from itertools import accumulate
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from common.config import to_dict
-from common.errors import UserError, first_line
+from common.errors import UserError, first_line, lookup
 from common.frameworks import Framework
 from common.runs import hints
 from common.runs.files import remove, writing
 from common.runs.folder import RunFolder
 
 Log = Literal["tensorboard", "wandb"]
+Mode = Literal["online", "offline", "disabled"]
 PACKAGES: dict[Log, str] = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # each extra is named as its log
 PLACES = ("step", "epoch", "split")  # of a row; the rest are its numbers
 
@@ -38,7 +39,7 @@ def check_logs(logs: Sequence[Log]) -> None:
     """Find out before a run is begun whether its rows can be sent on.
 
     Raises:
-        UserError: a package is not installed, or cannot be imported.
+        UserError: a package is not installed or cannot be imported, or Weights & Biases does not let the user in.
     """
     for log in logs:
         try:
@@ -48,6 +49,22 @@ def check_logs(logs: Sequence[Log]) -> None:
             absent = isinstance(error, ModuleNotFoundError) and error.name == PACKAGES[log]
             why = "which is not installed" if absent else f"which cannot be imported ({first_line(error)})"
             raise UserError(f"--log {log} needs {PACKAGES[log]}, {why}: {hints.install(log)}") from error
+    if "wandb" in logs and _mode() == "online":
+        import wandb  # which asks for a key where there is a terminal
+
+        try:
+            wandb.login()
+        except wandb.Error as error:
+            raise UserError(f"--log wandb with WANDB_MODE=online: {first_line(error)}.") from error
+
+
+def _mode() -> Mode:
+    """How wandb is to work: offline, unless the environment says otherwise.
+
+    Raises:
+        UserError: it says something else.
+    """
+    return lookup({mode: mode for mode in get_args(Mode)}, os.environ.get("WANDB_MODE", "offline"), "WANDB_MODE")
 
 
 @contextmanager
@@ -71,7 +88,7 @@ def sending(logs: Sequence[Log], run: RunFolder, framework: Framework) -> Iterat
         for log in dict.fromkeys(logs):
             with writing(run.path / log):
                 remove(run.path / log)
-            sends.append(stack.enter_context(_OPEN[log](run, framework)))
+                sends.append(stack.enter_context(_OPEN[log](run, framework)))
 
         def send(row: Mapping[str, Any], when: float) -> None:
             for each in sends:
@@ -121,7 +138,6 @@ def _wandb(run: RunFolder, framework: Framework) -> Iterator[Send]:
     import wandb
 
     (run.path / "wandb").mkdir()
-    mode: Any = os.environ.get("WANDB_MODE", "offline")
     began = f"{run.path.name} {run.manifest.get('started')} {run.manifest.get('platform')}"
     book = wandb.init(
         project="alexnet-twice",
@@ -129,7 +145,7 @@ def _wandb(run: RunFolder, framework: Framework) -> Iterator[Send]:
         id=hashlib.sha256(began.encode()).hexdigest()[:16],
         dir=run.path,
         config=settings(run, framework),
-        mode=mode,
+        mode=_mode(),
         settings=wandb.Settings(silent=True, console="off"),
     )
     try:

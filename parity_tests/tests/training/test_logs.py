@@ -32,6 +32,12 @@ __all__ = ["quick"]  # a fixture of this module too
 FAKE = """
 import json, pathlib
 
+class Error(Exception):
+    pass
+
+def login():
+    raise Error("No API key configured. Use `wandb login` to log in.")
+
 class Settings(dict):
     def __init__(self, **given):
         super().__init__(given)
@@ -194,6 +200,26 @@ def test_a_package_that_is_broken_says_why(
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     said = refused_training("torch", capsys, *FAST, "--out", tmp_path / "run", "--log", "wandb")
     assert "needs wandb, which cannot be imported (No module named 'nonesuch'): " in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("mode", "sentence"),
+    [
+        ("online", "error: --log wandb with WANDB_MODE=online: No API key configured. Use `wandb login` to log in.\n"),
+        ("onlin", "error: There is no WANDB_MODE 'onlin'. Did you mean 'online'? Known: disabled, offline, online.\n"),
+    ],
+)
+def test_wandb_lets_the_user_in_before_a_run_is_made(
+    mode: str,
+    sentence: str,
+    wandb: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", mode)
+    assert refused_training("torch", capsys, *FAST, "--out", tmp_path / "run", "--log", "wandb") == sentence
     assert not (tmp_path / "run").exists()
 
 

@@ -19,6 +19,8 @@ from parity.match import Match, match
 from parity.model import Batch, Mode, Watched
 
 _EXACT = {8: 1e-10, 4: 1e-4}  # the bound by the bytes of a number, where none is given
+_NOISES = 30  # times its own noise is what the left may differ by from the right, where that is more
+_MOST = {8: 1e-6, 4: 1e-2}  # but no more than this
 _COARSE = 0.3
 _SHARE = 1e-4  # of the largest gradient: what is smaller is compared on this scale
 _NOTHING = {8: 1e-10, 4: 1e-5}  # of the largest gradient: what is smaller still is rounding
@@ -180,7 +182,8 @@ def check(
         left, right: sides, such as `parity.torch.Side` and `parity.linen.Side`, or recordings of them.
         batches: (inputs, targets), in the left's layout; a recording has its own.
         pairs: what `match` found, or its file; otherwise they are matched on the first batch.
-        bounds: by default 1e-10 of each tensor's scale in float64, 1e-4 in float32.
+        bounds: by default 1e-10 of each tensor's scale in float64, 1e-4 in float32; or 30 times the noise, up to 1e-6
+            and 1e-2, where that is more.
         mode: "train" for training steps, "forward" for evaluation.
         go_on: after a difference let the right take the left's value there and look for the next.
         noise: also measure how far the left parts from itself with weights moved by one unit in the last place.
@@ -200,14 +203,14 @@ def check(
     try:
         for side, batch in ((left, given[0]), (right, theirs[0])):
             _repeats(side, batch, walk)
+        if noise and not getattr(left, "recorded", False):
+            verdict.noise = _noise(found, given, walk)
+        left.restore(starts[0])
         for step, (ours, other) in enumerate(zip(given, theirs, strict=True)):
             if not walk.step(step, ours, other):
                 break
-        left.restore(starts[0])
         if walk.exempt:
             verdict.notes.append(f"Exempt, as asked: {_listed([*walk.exempt])}.")
-        if noise and not getattr(left, "recorded", False) and verdict.agree:
-            verdict.noise = _noise(found, given[: verdict.steps], walk)
     finally:
         left.restore(starts[0])
         right.restore(starts[1])
@@ -235,6 +238,8 @@ class _Walk:
         self.known: set[tuple[str, str]] = set()
         self.idle: set[str] = set()
         self.exempt: dict[str, None] = {}
+        self.noises: list[dict[tuple[str, str], float]] = []  # the left's own, up to each step
+        self.given = bounds is not None
 
     def run(self, side: Watched, batch: Batch, adopt: Trace | None = None) -> Trace:
         """Take a step, or evaluate."""
@@ -321,6 +326,7 @@ class _Walk:
             if not difference.within and phase == "activation" and difference.tensor in self.adopted:
                 continue
             if not idle:
+                difference = self._within_noise(difference)
                 if difference.within and np.isinf(difference.bound):
                     self.exempt.setdefault(difference.tensor)
                 elif difference.within:
@@ -328,6 +334,14 @@ class _Walk:
                 yield difference
                 if not difference.within and (phase == "activation" or not self.go_on):
                     return
+
+    def _within_noise(self, difference: Difference) -> Difference:
+        """A difference that the left's own noise explains, where no bound was given, without its cause."""
+        if self.given or difference.step >= len(self.noises) or np.isnan(difference.relative):
+            return difference
+        own = self.noises[difference.step].get((difference.phase, difference.tensor), 0.0)
+        bound = min(max(self.bounds.of(difference.phase), _NOISES * own), _MOST.get(self.width, _COARSE))
+        return replace(difference, bound=bound, cause="") if difference.relative <= bound else difference
 
     def _find_idle(self, left: Trace, right: Trace) -> None:
         """Parameters whose gradient is rounding's: an optimizer such as Adam makes whole steps of it."""
@@ -482,6 +496,7 @@ def _noise(found: Match, batches: list[Batch], walk: _Walk) -> Report:
             idle = difference.phase in ("optimizer", "parameter") and difference.tensor.split("/")[-1] in walk.idle
             if difference.within and difference.phase not in ("batch", "input") and not idle:
                 report.add(difference)
+        walk.noises.append({key: worst.relative for key, worst in report.worst.items()})
     return report
 
 

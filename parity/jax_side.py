@@ -165,6 +165,7 @@ class JaxSide:
                     before = [key.name for key in path[:start] if isinstance(key, jax.tree_util.GetAttrKey)]
                     slot = before[-1] if before else "memory"
                     found[f"{_MEMORY.get(slot, slot)}/{paths[path[start:]]}"] = leaf
+                    break  # a shorter end may be another parameter's path
         return found
 
     def model(self) -> shared.Model:

@@ -50,6 +50,7 @@ class Vgg(nn.Module):
     """`torchvision.models.vgg11_bn`, whose maps are flattened before the first of three dense layers."""
 
     classes: int = 10
+    width: int = 4096
 
     @nn.compact
     def __call__(self, x: Any, train: bool = True) -> Any:
@@ -62,7 +63,7 @@ class Vgg(nn.Module):
         x = jnp.repeat(jnp.repeat(x, 7 // x.shape[1], 1), 7 // x.shape[2], 2)  # the adaptive pool of 1x1 maps to 7x7
         x = x.reshape(len(x), -1)
         for _ in range(2):
-            x = nn.Dropout(0.5, deterministic=not train)(nn.relu(nn.Dense(4096)(x)))
+            x = nn.Dropout(0.5, deterministic=not train)(nn.relu(nn.Dense(self.width)(x)))
         return nn.Dense(self.classes)(x)
 
 

@@ -46,24 +46,31 @@ class ResNet(nn.Module):
         return nn.Dense(self.classes)(x.mean((1, 2)))
 
 
+def adaptive_mean(x: Any, size: int, axis: int) -> Any:
+    """Means over as many bins as are wanted, which overlap where the axis does not divide; PyTorch's adaptive pool."""
+    length = x.shape[axis]
+    bins = [(place * length // size, -(-(place + 1) * length // size)) for place in range(size)]
+    return jnp.stack([jnp.take(x, jnp.arange(*span), axis).mean(axis) for span in bins], axis)
+
+
 class Vgg(nn.Module):
     """`torchvision.models.vgg11_bn`, whose maps are flattened before the first of three dense layers."""
 
+    wide: int = 4096
+    widths: tuple[int, ...] = (64, 128, 256, 256, 512, 512, 512, 512)
     classes: int = 10
-    width: int = 4096
 
     @nn.compact
     def __call__(self, x: Any, train: bool = True) -> Any:
-        for features in (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0):
-            if features:
-                x = nn.Conv(features, (3, 3))(x)
-                x = nn.relu(nn.BatchNorm(not train, momentum=0.9)(x))
-            else:
+        for place, features in enumerate(self.widths):
+            x = nn.Conv(features, (3, 3))(x)
+            x = nn.relu(nn.BatchNorm(not train, momentum=0.9)(x))
+            if place in (0, 1, 3, 5, 7):
                 x = nn.max_pool(x, (2, 2), (2, 2))
-        x = jnp.repeat(jnp.repeat(x, 7 // x.shape[1], 1), 7 // x.shape[2], 2)  # the adaptive pool of 1x1 maps to 7x7
+        x = adaptive_mean(adaptive_mean(x, 7, 1), 7, 2)
         x = x.reshape(len(x), -1)
         for _ in range(2):
-            x = nn.Dropout(0.5, deterministic=not train)(nn.relu(nn.Dense(self.width)(x)))
+            x = nn.Dropout(0.5, deterministic=not train)(nn.relu(nn.Dense(self.wide)(x)))
         return nn.Dense(self.classes)(x)
 
 

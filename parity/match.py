@@ -16,6 +16,7 @@ from parity.compare import Trace
 from parity.model import Array, Batch, Layout, Model, Module, Watched
 
 _RUNS = 100  # of the right model, to try a pairing
+_OVER_SPACE = ("conv", "conv_transpose", "batch_norm", "group_norm")  # in one dimension, too
 _NEAR = 8  # pairs before a difference whose order may be its reason
 _AGREE = {8: 1e-6, 4: 1e-3}  # by the bytes of a number: outputs that are nearer than this are of the same module
 _COARSE = 0.1
@@ -234,6 +235,8 @@ class Match:
         if pair and pair.flatten and name.endswith(" (input)") and values.ndim == 2:
             return _turn(values, pair.flatten, wanted)
         moved = shared.relay(values, given, wanted)
+        if values.ndim == 3 and given != wanted and pair and pair.kind in _OVER_SPACE:
+            moved = shared.space_last(values) if wanted == "channels last" else shared.space_first(values)
         if moved.shape == shape or values.shape == shape:
             return moved if moved.shape == shape else values
         if values.ndim == 3 and given != wanted:

@@ -1,0 +1,209 @@
+"""Pairing: by order, kind and shape, put right by values; weights carried both ways; what has no partner."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import parity
+from parity_tests.tests.parity.pairs import NET, TAIL, LinenTail, Planned, batches
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def _matched(planned: Planned = NET, **options: Any) -> parity.Match:
+    return parity.match(*planned.sides(), batches(planned.shape)[0], **options)
+
+
+def test_the_table_says_what_was_decided() -> None:
+    found = _matched()
+    lines = str(found).splitlines()
+    assert lines[0].split() == ["PyTorch", "Flax", "kind", "shape", "paired", "by", "tried"]
+    assert lines[1].split()[:4] == ["stem", "Conv_0", "conv", "4x3x3x3"]
+    assert "8x96 of 6x4x4 flattened" in str(found)
+    assert [(pair.left, pair.right, pair.tried) for pair in found.pairs] == [
+        ("stem", "Conv_0", "agrees"),
+        ("norm", "BatchNorm_0", "agrees"),
+        ("mid", "Conv_1", "agrees"),
+        ("wide", "Dense_0", "agrees"),
+        ("layer_norm", "LayerNorm_0", "agrees"),
+        ("head", "Dense_1", "agrees"),
+    ]
+
+
+class _Every(nn.Module):
+    """Every kind of layer that has an axis to turn."""
+
+    @nn.compact
+    def __call__(self, x: Any, words: Any) -> Any:
+        x = nn.Conv(6, (3, 2), padding="VALID", feature_group_count=2)(x)
+        x = nn.Conv(12, (3, 3), padding=1, feature_group_count=6)(x)
+        x = nn.GroupNorm(3, epsilon=1e-5)(x)
+        x = nn.ConvTranspose(5, (2, 2), (2, 2), padding="VALID")(x).mean((1, 2))
+        y = nn.Conv(5, (3,), padding=1)(nn.Embed(11, 4)(words)).mean(1)
+        return nn.DenseGeneral((2, 3))(x + y).reshape(len(x), -1)
+
+
+class _EveryTorch(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.grouped = torch.nn.Conv2d(4, 6, (3, 2), groups=2)
+        self.depthwise = torch.nn.Conv2d(6, 12, 3, padding=1, groups=6)
+        self.norm = torch.nn.GroupNorm(3, 12)
+        self.up = torch.nn.ConvTranspose2d(12, 5, 2, 2)
+        self.words = torch.nn.Embedding(11, 4)
+        self.line = torch.nn.Conv1d(4, 5, 3, padding=1)
+        self.out = torch.nn.Linear(5, 6)
+
+    def forward(self, x: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        x = self.up(self.norm(self.depthwise(self.grouped(x)))).mean((2, 3))
+        return self.out(x + self.line(self.words(words).transpose(1, 2)).mean(2))
+
+
+def _every() -> tuple[Any, Any, Any]:
+    torch.manual_seed(1)
+    rng = np.random.default_rng(2)
+    inputs = (rng.standard_normal((3, 4, 6, 7)), rng.integers(0, 11, (3, 5)))
+    last = (jnp.zeros((3, 6, 7, 4)), jnp.zeros((3, 5), int))
+    variables = jax.eval_shape(_Every().init, jax.random.key(0), *last)
+    return parity.torch.Side(_EveryTorch().double()), parity.linen.Side(_Every(), variables), (inputs, None)
+
+
+def test_every_kind_of_kernel_is_turned_and_comes_back_bit_for_bit() -> None:
+    left, right, batch = _every()
+    found = parity.match(left, right, batch)
+    assert {pair.tried for pair in found.pairs} == {"agrees"}
+    start = {name: values.copy() for name, values in left.model().tensors.items()}
+    carried = {name: values.copy() for name, values in right.model().tensors.items()}
+    left.load({name: values * 0 for name, values in start.items()})
+    found.carry("left")
+    assert all(np.array_equal(values, start[name]) for name, values in left.model().tensors.items())
+    right.load({name: values * 0 for name, values in carried.items()})
+    found.carry("right")
+    assert all(np.array_equal(values, carried[name]) for name, values in right.model().tensors.items())
+    verdict = parity.check(left, right, [batch], pairs=found, mode="forward", noise=False)
+    assert verdict, verdict
+
+
+@pytest.mark.parametrize("first", ["key", "value"])
+def test_a_wrong_order_of_equal_shapes_is_found_by_values(first: str) -> None:
+    """Query, key and value have one shape and one input: only what is made of them tells."""
+    found = _matched(replace(TAIL, linen=LinenTail(first=first)))
+    assert {pair.left: pair.right for pair in found.pairs} == {"q": "query", "k": "key", "v": "value", "out": "Dense_0"}
+    assert {pair.tried for pair in found.pairs} == {"agrees"}
+    assert "their values" in {pair.how for pair in found.pairs}
+    blind = _matched(replace(TAIL, linen=LinenTail(first=first)), values=False)
+    assert blind.pairs[0].right == first
+
+
+class _Swapped(nn.Module):
+    """Two branches of one shape, called in another order than PyTorch calls them."""
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        y = nn.Dense(4, name="right")(jnp.tanh(x))
+        return nn.Dense(4, name="left")(x) * 2 - y
+
+
+class _SwappedTorch(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.left(x) * 2 - self.right(torch.tanh(x))
+
+
+def test_layers_that_are_given_something_else_are_exchanged() -> None:
+    found = _matched(replace(NET, torch=_SwappedTorch, linen=_Swapped(), shape=(3, 4)))
+    assert {pair.left: pair.right for pair in found.pairs} == {"left": "left", "right": "right"}
+
+
+class _Wider(nn.Module):
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        return nn.Dense(4)(nn.Dense(7, name="odd")(x))
+
+
+def test_what_has_no_partner_is_named() -> None:
+    with pytest.raises(parity.Unmatched) as caught:
+        _matched(replace(NET, torch=_SwappedTorch, linen=_Wider(), shape=(3, 4)))
+    for part in ("PyTorch's", "right.weight (4x4)", "Flax's", "odd.kernel (7x4)"):
+        assert part in str(caught.value)
+
+
+def test_a_pairing_is_kept_and_edited(tmp_path: Path) -> None:
+    found = _matched(replace(TAIL, linen=LinenTail(first="key")), values=False)
+    found.save(tmp_path / "pairs.json")
+    rows = json.loads((tmp_path / "pairs.json").read_text("utf-8"))
+    assert rows[0]["left"] == "q"
+    assert rows[0]["right"] == "key"
+    names = {"q": "query", "k": "key", "v": "value", "out": "Dense_0"}
+    for row in rows:
+        row["right"] = names[row["left"]]
+        row["tensors"] = [[left, f"{row['right']}.{right.split('.')[1]}"] for left, right in row["tensors"]]
+    (tmp_path / "edited.json").write_text(json.dumps(rows), "utf-8")
+    edited = _matched(TAIL, pairs=tmp_path / "edited.json")
+    assert {pair.tried for pair in edited.pairs} == {"agrees"}
+    rows[0]["tensors"][0][1] = "key.kernel"
+    (tmp_path / "wrong.json").write_text(json.dumps(rows), "utf-8")
+    with pytest.raises(parity.Unmatched, match=r"key\.kernel, query\.kernel of Flax must be named once"):
+        _matched(TAIL, pairs=tmp_path / "wrong.json")
+
+
+class _Encoder(nn.Module):
+    """linen's attention, and tensors that belong to no layer."""
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        x = x + self.param("places", nn.initializers.normal(), (1, 6, 8))
+        x = nn.MultiHeadDotProductAttention(2, dropout_rate=0.5, deterministic=False)(x)
+        return nn.Dense(5)(nn.LayerNorm(epsilon=1e-5)(x).mean(1))
+
+
+class _EncoderTorch(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = torch.nn.Parameter(torch.randn(1, 6, 8))
+        self.attention = torch.nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True)
+        self.norm, self.head = torch.nn.LayerNorm(8), torch.nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.position
+        return self.head(self.norm(self.attention(x, x, x, need_weights=False)[0]).mean(1))
+
+
+def test_fused_attention_is_taken_apart_and_trains_alike_without_dropout() -> None:
+    planned = replace(NET, torch=_EncoderTorch, linen=_Encoder(), shape=(3, 6, 8))
+    verdict = planned.check(noise=False)
+    assert verdict, verdict
+    assert verdict.pairing is not None
+    named = {left: right for pair in verdict.pairing.pairs for left, right in pair.tensors}
+    assert named["attention.in_proj_weight[1]"] == "MultiHeadDotProductAttention_0.key.kernel"
+    assert named["position"] == "places"
+
+
+def test_layers_in_a_module_list_are_called_more_than_once() -> None:
+    class Shared(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            layer = nn.Dense(5)
+            return layer(nn.relu(layer(x)))
+
+    def ours() -> torch.nn.Module:
+        layer = torch.nn.Linear(5, 5)
+        return torch.nn.Sequential(OrderedDict(one=layer, act=torch.nn.ReLU(inplace=True), two=layer))
+
+    verdict = replace(NET, torch=ours, linen=Shared(), shape=(3, 5)).check(noise=False)
+    assert verdict, verdict
+    assert ("activation", "one:2") in verdict.report.worst

@@ -10,7 +10,7 @@ from importlib import import_module
 from types import ModuleType
 
 from parity.causes import Context
-from parity.check import Finding, Verdict, check
+from parity.verdict import Finding, Verdict, check
 from parity.compare import (
     PHASES,
     Bounds,
@@ -24,7 +24,7 @@ from parity.compare import (
     differences,
 )
 from parity.files import Recording, load, record, save
-from parity.match import Match, Pair, Unmatched, match
+from parity.pairing import Match, Pair, Unmatched, match
 
 __all__ = [
     "PHASES",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from parity.check import check
+from parity.verdict import check
 from parity.compare import Bounds
 from parity.files import load
-from parity.match import match
+from parity.pairing import match
 
 
 def main(arguments: list[str] | None = None) -> int:

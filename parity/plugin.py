@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from parity.check import Verdict, check
+from parity.verdict import Verdict, check
 
 
 def assert_agreement(*arguments: Any, **keywords: Any) -> Verdict:

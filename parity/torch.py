@@ -145,6 +145,12 @@ class Side:
         """Overwrite all parameters and statistics; see `parity.model.Watched`."""
         current = self.model().tensors
         shared.check_tensors(self.name, current, tensors)
+        for name, values in tensors.items():
+            if values.dtype != current[name].dtype:
+                raise ValueError(
+                    f"{self.name}: {name} is {current[name].dtype} and cannot hold {values.dtype}: convert the model "
+                    "first, by model.double() or model.float()."
+                )
         self._write(tensors)
         if self.optimizer is not None:
             self._set_memory(self._fresh)

@@ -342,7 +342,7 @@ def test_imports_keep_the_contracts(copy: Path) -> None:
         ("common/arch/spec.py", "from common.recipes import zoo", WITHIN),
         ("common/runs/folder.py", "import common.weights.exchange", WITHIN),
         ("parity/compare.py", "import torch", "parity knows a framework only in its sides"),
-        ("parity/check.py", "import parity.linen", "parity knows a framework only in its sides"),
+        ("parity/verdict.py", "import parity.linen", "parity knows a framework only in its sides"),
         ("parity/causes.py", "from common import errors", "parity stands alone"),
     ],
 )

@@ -15,7 +15,7 @@ from parity import forms
 from parity import model as shared
 from parity.causes import Context, as_float64
 from parity.compare import PHASES, Bounds, Difference, Report, Trace, differences, last_place
-from parity.match import Match, match
+from parity.pairing import Match, match
 from parity.model import Batch, Mode, Watched
 
 _EXACT = {8: 1e-10, 4: 1e-4}  # the bound by the bytes of a number, where none is given
@@ -422,9 +422,7 @@ class _Walk:
         if phase != "activation" or not (difference.tensor.endswith(" (input)") or difference.tensor == shared.OUTPUT):
             return ()
         paired = {name for name, _, pair in self.found.calls() if pair and not name.endswith(" (input)")}
-        calls = list(self.found.left.forward_order()) if hasattr(self.found.left, "forward_order") else []
-        if difference.tensor not in calls:
-            return ()
+        calls = list(left["activation"])
         found: list[str] = []
         for name in reversed(calls[: calls.index(difference.tensor)]):
             if name in paired:

@@ -275,7 +275,13 @@ def match(
     else:
         found.pairs = _propose(models)
         found.pairs = _find_flattened(found, seen)
-    found.carry()
+    if getattr(right, "recorded", False):
+        if pairs is None:
+            _by_weights(found)
+        found.carry()
+        values = False  # it cannot be evaluated again
+    else:
+        found.carry()
     if values:
         _try(found, seen, (theirs, None), pairs is None)
     found.notes += _notes(found)
@@ -434,6 +440,25 @@ def _turn(values: Array, size: tuple[int, int, int], to: Layout) -> Array:
     if to == "channels last":
         return np.moveaxis(values.reshape(-1, channels, height, width), 1, -1).reshape(values.shape)
     return np.moveaxis(values.reshape(-1, height, width, channels), -1, 1).reshape(values.shape)
+
+
+def _by_weights(found: Match) -> None:
+    """Put the pairing right where the right side has the left's weights already, as a recording must."""
+    given, own = (model.tensors for model in found.models)
+    for place in range(len(found.pairs)):
+        for other in range(place, len(found.pairs)):
+            if not _alike(found.pairs[place], found.pairs[other], found.models[0]):
+                continue
+            pairs = _permuted(found.pairs, (place, other), (other, place)) if other > place else found.pairs
+            plain = [replace(pair, flatten=None) if at == place else pair for at, pair in enumerate(pairs)]
+            for trial in (pairs, plain):
+                carried = replace(found, pairs=[trial[place]]).carried(own, given, "right")
+                if all(np.array_equal(carried[name], own[name]) for _, name in trial[place].tensors):
+                    found.pairs = trial
+                    break
+            else:
+                continue
+            break
 
 
 def _try(found: Match, seen: Trace, probe: Batch, search: bool) -> None:

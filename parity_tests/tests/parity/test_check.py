@@ -1,0 +1,204 @@
+"""What a check says: agreements, all causes at once, recordings, files, and bad input in a sentence."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+import torch
+
+import parity
+from parity.__main__ import main
+from parity_tests.results import ROOT
+from parity_tests.tests.parity.pairs import MOMENTUM, NET, RATE, TAIL, LinenNet, LinenTail, TorchTail, batches
+
+pytestmark = pytest.mark.usefixtures("x64")
+pytest_plugins = ["parity.plugin"]
+
+WRONG = replace(NET, linen=LinenNet(padding="SAME", pool="SAME", epsilon=1e-3, tanh=True, momentum=0.99))
+
+
+def test_every_cause_is_named_in_one_run() -> None:
+    planned = replace(WRONG, tx=optax.sgd(RATE, MOMENTUM), decay=1e-2)
+    verdict = parity.check(*planned.sides(), batches(planned.shape), go_on=True, noise=False)
+    said = [(finding.difference.phase, finding.tensors[0]) for finding in verdict.findings]
+    assert said == [
+        ("activation", "stem"),
+        ("activation", "norm"),
+        ("activation", "mid (input)"),
+        ("activation", "wide (input)"),
+        ("optimizer", "momentum_buffer/stem.weight"),
+        ("statistic", "norm.running_mean"),
+    ]
+    assert verdict.findings[2].between == ("act", "pool")
+    assert str(verdict).splitlines()[-1] == verdict.sentence
+    assert verdict.sentence.startswith("PyTorch and Flax part at step 0, activation, stem, off by ")
+    assert "6 causes:" in str(verdict)
+
+
+def test_in_evaluation_alone() -> None:
+    """Training says nothing of evaluation, where norms use what they have gathered."""
+    verdict = parity.check(*WRONG.sides(), batches(WRONG.shape), go_on=True, mode="forward", noise=False)
+    assert {finding.difference.phase for finding in verdict.findings} == {"activation"}
+    assert len(verdict.findings) == 4
+    agreed = parity.check(*TAIL.sides(), batches(TAIL.shape), mode="forward")
+    assert agreed
+    assert "agree over 2 batches" in agreed.sentence
+
+
+def test_both_sides_are_where_they_began() -> None:
+    left, right = TAIL.sides()
+    left.describe(batches(TAIL.shape)[0][0])
+    start = {name: values.copy() for name, values in left.model().tensors.items()}
+    first, second = (parity.check(left, right, batches(TAIL.shape)) for _ in range(2))
+    assert str(first) == str(second)
+    assert all(np.array_equal(values, start[name]) for name, values in left.model().tensors.items())
+
+
+def test_an_agreement_is_set_beside_rounding(assert_parity: Any) -> None:
+    verdict = assert_parity(*TAIL.sides(), batches(TAIL.shape))
+    assert verdict.noise is not None
+    own = verdict.noise.largest().relative
+    assert 1e-17 < own < 1e-12
+    assert verdict.sentence.endswith(f"PyTorch parts from itself by {own:.2g}.")
+    with pytest.raises(AssertionError, match="part at step 0, activation, out"):
+        assert_parity(*replace(TAIL, linen=LinenTail(scale=1.0)).sides(), batches(TAIL.shape))
+
+
+def test_single_tensors_have_bounds_of_their_own() -> None:
+    planned = replace(NET, linen=LinenNet(momentum=0.99))
+    bounds = parity.Bounds(1e-10, share=1e-4, tensor={"statistic/norm.*": np.inf})
+    verdict = parity.check(*planned.sides(), batches(planned.shape), bounds=bounds, noise=False)
+    assert verdict
+    assert "Exempt, as asked: norm.running_mean, norm.running_var." in verdict.notes
+    assert ("statistic", "norm.running_mean") not in verdict.report.worst
+
+
+def test_adam_makes_no_steps_of_rounding() -> None:
+    """The bias before a norm has no gradient but rounding's, of which Adam makes steps of its whole rate."""
+    left, right = replace(NET, tx=optax.adam(1e-3, eps=1e-8)).sides()
+    left = parity.torch.Side(left.net, left.loss, torch.optim.Adam(left.net.parameters(), 1e-3))
+    free = parity.Bounds(1e-9, share=1e-4, tensor={"*.running_var": np.inf})
+    verdict = parity.check(left, right, batches(NET.shape, count=3), bounds=free, noise=False)
+    assert verdict, verdict
+    assert any(note.startswith("stem.bias: the gradient is nothing but rounding") for note in verdict.notes)
+
+
+def test_it_is_written_as_json_html_and_text(tmp_path: Path) -> None:
+    verdict = WRONG.check(noise=False)
+    for name in ("verdict.json", "verdict.html", "verdict.txt"):
+        verdict.save(tmp_path / name)
+    whole = json.loads((tmp_path / "verdict.json").read_text("utf-8"))
+    assert (whole["agree"], whole["sentence"]) == (False, verdict.sentence)
+    assert whole["findings"][0]["tensor"] == "stem"
+    page = (tmp_path / "verdict.html").read_text("utf-8")
+    assert "<h1>PyTorch and Flax part at step 0" in page
+    assert "Conv_0" in page
+    assert (tmp_path / "verdict.txt").read_text("utf-8") == f"{verdict}\n"
+
+
+def _recorded(folder: Path, planned: Any, mode: Any = "train") -> tuple[str, str]:
+    left, right = planned.sides()
+    given = batches(planned.shape)
+    parity.save(parity.record(left, given, mode), folder / "left.npz")
+    opened = parity.load(folder / "left.npz")
+    parity.match(opened, right, given[0])
+    turned = [(parity.model.relay(x, left.layout, right.layout), y) for x, y in given]
+    parity.save(parity.record(right, turned, mode), folder / "right.npz")
+    return str(folder / "left.npz"), str(folder / "right.npz")
+
+
+def test_recordings_are_compared_without_a_framework(tmp_path: Path) -> None:
+    left, right = _recorded(tmp_path, replace(NET, linen=LinenNet(epsilon=1e-3)))
+    code = f"""
+import sys
+from parity.__main__ import main
+assert main(["compare", {left!r}, {right!r}, "--to", {str(tmp_path / "out.json")!r}]) == 1
+assert main(["match", {left!r}, {right!r}]) == 0
+assert not {{"torch", "jax", "flax", "optax"}} & sys.modules.keys()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "part at step 0, activation, norm" in done.stdout
+    assert "epsilon is PyTorch's 1e-05, Flax's 0.001" in done.stdout
+    assert json.loads((tmp_path / "out.json").read_text("utf-8"))["agree"] is False
+
+
+def test_recordings_of_models_that_agree(tmp_path: Path, capsys: Any) -> None:
+    left, right = _recorded(tmp_path, NET)
+    assert main(["compare", left, right]) == 1
+    assert "running variance is unbiased" in capsys.readouterr().out
+    assert main(["compare", left, right, "--tensor", "*.running_var=inf", "--bound", "1e-11"]) == 0
+    assert "agree over 2 training steps" in capsys.readouterr().out
+    assert main(["compare", left, right, "--tensor", "nothing"]) == 2
+    assert "--tensor nothing is not of the form PATTERN=BOUND" in capsys.readouterr().err
+
+
+def test_a_recording_stands_for_its_side(tmp_path: Path) -> None:
+    left, _ = _recorded(tmp_path, WRONG)
+    verdict = parity.check(parity.load(left), WRONG.sides()[1], go_on=True)
+    assert len(verdict.findings) == 5
+
+
+def _refused(left: Any, right: Any, given: Any, **options: Any) -> str:
+    with pytest.raises(ValueError) as caught:
+        parity.check(left, right, given, **options)
+    return str(caught.value)
+
+
+def test_bad_input_gets_a_sentence(tmp_path: Path) -> None:
+    left, right = TAIL.sides()
+    given = batches(TAIL.shape)
+    assert _refused(left, right, []) == "There is no batch to compare on."
+    idle = parity.torch.Side(left.net)
+    assert "has no loss or no optimizer to train with" in _refused(idle, right, given)
+    coarse = parity.torch.Side(TAIL.torch().float(), left.loss, torch.optim.SGD(left.net.parameters(), RATE))
+    assert "is float32 and cannot hold float64: convert the model" in _refused(right, coarse, given)
+    recorded, _ = _recorded(tmp_path, TAIL)
+    assert "2 steps of mode 'train' were recorded, no more" in _refused(
+        parity.load(recorded), right, [*given, given[0]]
+    )
+    other = replace(TAIL, torch=lambda: TorchTail() and TorchTail()).sides()[0]  # the seed's second weights
+    assert "recorded with other weights" in _refused(other, parity.load(recorded), given)
+    (tmp_path / "odd.npz").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"odd\.npz is no recording"):
+        parity.load(tmp_path / "odd.npz")
+
+
+def test_without_x64_float64_is_refused() -> None:
+    with jax.enable_x64(False):
+        left, right = TAIL.sides()
+        assert "float64 becomes float32 in JAX: call jax.config.update" in _refused(left, right, batches(TAIL.shape))
+
+
+def test_a_model_that_is_not_deterministic_is_refused() -> None:
+    left, right = NET.sides()
+    noisy = parity.torch.Side(left.net, left.loss, left.optimizer, dropout="on")
+    assert "PyTorch is not deterministic: activation, drop differs" in _refused(noisy, right, batches(NET.shape))
+
+
+@pytest.mark.parametrize("side", ["PyTorch", "Flax"])
+def test_a_loss_that_is_no_number_is_named(side: str) -> None:
+    def bad(output: Any, target: Any) -> Any:
+        return (output - output).sum() / 0.0
+
+    losses = (bad, NET.losses[1]) if side == "PyTorch" else (NET.losses[0], bad)
+    verdict = replace(TAIL, losses=losses).check(noise=False)
+    assert verdict.sentence.endswith(f"part at step 0, loss, loss. {side} holds NaN or infinity.")
+
+
+def test_captures_are_copies() -> None:
+    """What an activation overwrites in place was seen before."""
+    left, _ = NET.sides()
+    seen = left.step(batches(NET.shape)[0])["activation"]
+    assert seen["norm"].min() < 0
+    assert seen["act"].min() == 0
+    assert np.array_equal(np.maximum(seen["norm"], 0), seen["act"])

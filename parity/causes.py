@@ -188,14 +188,15 @@ def _constants(case: _Case, a: Array, b: Array) -> str:
     """Each channel of one side's images is a straight line of the other's."""
     if case.phase != "input" or a.ndim != 4 or not 1 <= a.shape[1] <= 4:
         return ""
-    lines = []
+    lines, rest = [], 0.0
     for x, y in zip(np.moveaxis(a, 1, 0), np.moveaxis(b, 1, 0), strict=True):
         spread = np.vdot(x - x.mean(), x - x.mean())
         factor = np.vdot(x - x.mean(), y - y.mean()) / spread if spread else 0.0
         shift = y.mean() - factor * x.mean()
-        if not factor or np.abs(factor * x + shift - y).max() > _EXACT * np.abs(y).max():
-            return ""
+        rest = max(rest, float(np.abs(factor * x + shift - y).max()))
         lines.append((factor, shift))
+    if not all(factor for factor, _ in lines) or rest > _EXACT * np.abs(a - b).max():
+        return ""
     told = ", ".join(f"{factor:.4g} x {shift:+.4g}" for factor, shift in lines)
     for (one, ours), (other, theirs) in product(_NORMALISATIONS.items(), _NORMALISATIONS.items()):
         pairs = zip(ours, theirs, lines, strict=False)

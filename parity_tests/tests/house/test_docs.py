@@ -5,6 +5,7 @@ A command that trains, downloads or measures is not run, but parsed by its own c
 
 from __future__ import annotations
 
+import argparse
 import ast
 import functools
 import io
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import nullcontext, redirect_stderr, redirect_stdout, suppress
 from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -174,7 +175,14 @@ def parse(call: Call) -> tuple[bool, str]:
     if module in WORDS:
         return look_up(module, arguments)
     said = io.StringIO()
-    with mock.patch("tyro.cli", functools.partial(read_alone, tyro.cli)), mock.patch("sys.argv", call):
+    plain = argparse.ArgumentParser.parse_args if module == "parity" else None  # which is to need no other library
+    with (
+        mock.patch("tyro.cli", functools.partial(read_alone, tyro.cli)),
+        mock.patch("sys.argv", call),
+        mock.patch("argparse.ArgumentParser.parse_args", functools.partialmethod(read_plainly, plain))
+        if plain
+        else nullcontext(),
+    ):
         try:
             with redirect_stdout(said), redirect_stderr(said):
                 runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -197,6 +205,12 @@ def read_alone(cli: Callable[..., Any], kind: Any, *args: Any, **options: Any) -
         load_file(getattr(read, "recipe_file", None))
     for name, value in named.items():
         LOOKUPS[name](value)
+    raise Parsed
+
+
+def read_plainly(parser: argparse.ArgumentParser, read: Callable[..., Any], arguments: Any = None) -> None:
+    """The same in place of `parse_args`."""
+    read(parser, arguments)
     raise Parsed
 
 

@@ -10,7 +10,6 @@ from importlib import import_module
 from types import ModuleType
 
 from parity.causes import Context
-from parity.verdict import Finding, Verdict, check
 from parity.compare import (
     PHASES,
     Bounds,
@@ -25,6 +24,7 @@ from parity.compare import (
 )
 from parity.files import Recording, load, record, save
 from parity.pairing import Match, Pair, Unmatched, match
+from parity.verdict import Finding, Verdict, check
 
 __all__ = [
     "PHASES",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from parity.verdict import check
 from parity.compare import Bounds
 from parity.files import load
 from parity.pairing import match
+from parity.verdict import check
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,8 +15,8 @@ from parity import forms
 from parity import model as shared
 from parity.causes import Context, as_float64
 from parity.compare import PHASES, Bounds, Difference, Report, Trace, differences, last_place
-from parity.pairing import Match, match
 from parity.model import Batch, Mode, Watched
+from parity.pairing import Match, match
 
 _EXACT = {8: 1e-10, 4: 1e-4}  # the bound by the bytes of a number, where none is given
 _NOISES = 30  # times its own noise is what the left may differ by from the right, where that is more

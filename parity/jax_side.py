@@ -269,6 +269,16 @@ def train_flags(call: Callable[..., Any], train: bool) -> dict[str, bool]:
     return {name: value == train for name, value in _TRAIN.items() if name in known}
 
 
+def padding(given: Any, space: Any, kernel: list[int], stride: list[int], dilation: list[int]) -> list[tuple[int, int]]:
+    """A pair for each axis, of whatever a convolution was given."""
+    if isinstance(given, str):
+        if given.upper() == "SAME":
+            return [shared.same_pads(*axis) for axis in zip(space, kernel, stride, dilation, strict=True)]
+        return [(0, 0)] * len(kernel)
+    pairs = [given] * len(kernel) if isinstance(given, int) else given
+    return [(pair, pair) if isinstance(pair, int) else (int(pair[0]), int(pair[1])) for pair in pairs]
+
+
 def _first(values: Any) -> Any:
     """The first array in nested values."""
     return next((leaf for leaf in jax.tree.leaves(values) if isinstance(leaf, jax.Array | np.ndarray)), None)

@@ -10,8 +10,7 @@ import jax
 import numpy as np
 import optax
 
-from parity import model as shared
-from parity.jax_side import JaxSide, train_flags
+from parity.jax_side import JaxSide, padding, train_flags
 from parity.model import Dropout, Layout, Module
 
 _NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
@@ -138,16 +137,6 @@ def _config(module: Any, kind: str, size: tuple[int, ...]) -> dict[str, Any]:
     if kind == "attention":
         return {"heads": module.num_heads}
     return {"rate": module.rate} if kind == "dropout" else {}
-
-
-def padding(given: Any, space: Any, kernel: list[int], stride: list[int], dilation: list[int]) -> list[tuple[int, int]]:
-    """A pair for each axis, of whatever a convolution was given."""
-    if isinstance(given, str):
-        if given.upper() == "SAME":
-            return [shared.same_pads(*axis) for axis in zip(space, kernel, stride, dilation, strict=True)]
-        return [(0, 0)] * len(kernel)
-    pairs = [given] * len(kernel) if isinstance(given, int) else given
-    return [(pair, pair) if isinstance(pair, int) else (int(pair[0]), int(pair[1])) for pair in pairs]
 
 
 def _each(value: Any, axes: int) -> list[int]:

@@ -32,6 +32,7 @@ from common.weights import exchange
 from common.weights.network import Network
 from flax_impl import convert
 from flax_impl import feed as flax_feed
+from study.anatomy import shares
 from torch_impl import feed as torch_feed
 from torch_impl import init, pth
 
@@ -163,8 +164,9 @@ def flax_activations(subject: Subject, state: Mapping[str, np.ndarray], precisio
     return _with_flat({name: _channels_first(name, array, arch) for name, array in seen.items()}, arch), flat
 
 
-def measure(subject: Subject) -> tuple[dict[str, Any], Arrays, Arrays]:
-    """Everything that the pages show of a network, as data.json holds it; for pictures, activations and weights."""
+def measure(subject: Subject) -> tuple[dict[str, Any], Arrays, Arrays, Arrays]:
+    """Everything that the pages show of a network, as data.json holds it; for pictures PyTorch's activations, Flax's,
+    and the weights."""
     arch = subject.network.arch
     outputs: dict[str, tuple[Arrays, Arrays]] = {}
     for precision in PRECISIONS:
@@ -178,6 +180,8 @@ def measure(subject: Subject) -> tuple[dict[str, Any], Arrays, Arrays]:
     ours, theirs = outputs["float32"]
     for name, facts in costs(arch).items():
         row = {"name": name, **facts, "parameter_names": names.get(name, [])}
+        row["parameter_share"] = facts["parameters"] / arch.parameters
+        row["multiply_add_share"] = facts["multiply_adds"] / arch.multiply_adds
         row["statistics"] = {"PyTorch": statistics(ours[name]), "Flax": statistics(theirs[name])}
         row["difference"] = {key: difference(a[name], b[name]) for key, (a, b) in outputs.items()}
         layers.append(row)
@@ -188,6 +192,7 @@ def measure(subject: Subject) -> tuple[dict[str, Any], Arrays, Arrays]:
             "image": list(arch.image),
             "parameters": arch.parameters,
             "multiply_adds": arch.multiply_adds,
+            "shares": shares(arch),
             "recipe": subject.network.recipe.name,
             "weights": subject.weights,
             "shown": subject.image,
@@ -199,6 +204,7 @@ def measure(subject: Subject) -> tuple[dict[str, Any], Arrays, Arrays]:
             "top": {"PyTorch": top(ours[last], subject), "Flax": top(theirs[last], subject)},
         },
         ours,
+        theirs,
         weights_seen,
     )
 

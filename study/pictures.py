@@ -25,15 +25,16 @@ SPLIT_STYLES: dict[str, dict[str, str]] = {
 }
 MAPS = 32  # of each layer
 SIDE = 640  # pixels that a picture is enlarged to, about
+STRIP, STRIP_MAPS = 320, 6  # the same of a layer's panel, and its maps in a row
 
 _TILE = 32  # pixels that a tile has at least, about
 _GAP = 3
 _INK = "#123456"  # stands for the page's own colour of text
 
 
-def save(array: np.ndarray, path: Path) -> None:
-    """Write uint8 (height, width[, 3]) as PNG, enlarged by whole pixels."""
-    factor = max(1, SIDE // max(array.shape[:2]))
+def save(array: np.ndarray, path: Path, side: int = SIDE) -> None:
+    """Write uint8 (height, width[, 3]) as PNG, enlarged by whole pixels to about `side`."""
+    factor = max(1, side // max(array.shape[:2]))
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array.repeat(factor, 0).repeat(factor, 1)).save(path)
 
@@ -44,6 +45,11 @@ def filters(weight: np.ndarray) -> np.ndarray:
     if weight.shape[1] == 3:
         return _grid([(tile * 255).astype(np.uint8) for tile in tiles])
     return _grid([_colour(tile[:, :, 0]) for tile in tiles])
+
+
+def strip(activation: np.ndarray) -> np.ndarray:
+    """The first channels in one row, or features folded: what a layer's panel has room for."""
+    return feature_maps(activation[:, :STRIP_MAPS] if activation.ndim == 4 else activation)
 
 
 def feature_maps(activation: np.ndarray) -> np.ndarray:

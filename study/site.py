@@ -9,10 +9,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import tyro
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from common.arch.spec import Arch
 from common.errors import UserError
 from common.frameworks import FRAMEWORKS
 from common.recipes import own
@@ -22,12 +24,13 @@ from common.system import package_versions
 from common.weights import exchange
 from parity_tests import mutants, noise, table
 from parity_tests.results import RESULTS, ROOT
-from study import deviations, measure, pictures, runs, source
+from study import anatomy, deviations, diagram, measure, notes, pictures, runs, source
 from study.measure import Arrays, Subject
-from study.notes import notes
+from study.notes import training
+from study.notes.note import Concept
 
 HERE = Path(__file__).parent
-MODULES = ("preprocess", "optim", "train", "evaluate")
+MODULES = ("train", "optim", "preprocess", "evaluate")
 PAGES = {
     "index": "Start",
     "model": "Model",
@@ -35,6 +38,7 @@ PAGES = {
     "pictures": "Pictures",
     "parity": "Parity",
     "deviations": "What differs",
+    "files": "Other files",
 }
 _UNITS = {
     "percent": (100, "{:.1f} %"),
@@ -83,21 +87,22 @@ def build(options: Options, *, subject: Subject | None = None, root: Path = ROOT
         The first page.
 
     Raises:
-        UserError: a layer or a function has no counterpart in the other framework, a name is unknown, the image cannot
-            be read, or the folder cannot be written.
+        UserError: a layer or a function has no counterpart in the other framework, a layer has no text, a text cites
+            what is not there, a name is unknown, the image cannot be read, or the folder cannot be written.
     """
-    pairs = {name: source.model_pair(name, root) for name in source.MODELS}
-    block = source.block_pair(root)
-    modules = [source.module_pair(module, root) for module in MODULES]
-    problems: list[str] = []
+    sources = _sources(root)
+    models, problems = sources.pop("models"), list[str]()
     subject = subject or find_subject(options, problems)
+    arch = subject.network.arch
+    kind = "LeNet" if len(arch.convs) == 2 else "AlexNet"
+    texts = {layer: _text(arch, layer) for layer in anatomy.layer_names(arch)}
+    for layer in texts:
+        if layer not in models[kind][0].groups:
+            raise UserError(f"{layer} of {arch.name} is nowhere in {kind}'s source.")
     _claim(options.out)
-    network, activations, weights = measure.measure(subject)
-    kind = "LeNet" if len(subject.network.arch.convs) == 2 else "AlexNet"
+    network, *activations, weights = measure.measure(subject)
     for layer in network["layers"]:
-        layer["notes"] = notes(subject.network.arch, layer["name"])
-        if layer["name"] not in pairs[kind].groups:
-            raise UserError(f"{layer['name']} of {network['arch']} is nowhere in {kind}'s source.")
+        layer.update(texts[layer["name"]])
     data: dict[str, Any] = {
         "network": network | {"class": kind, "problems": problems},
         "training": _training(options),
@@ -107,14 +112,62 @@ def build(options: Options, *, subject: Subject | None = None, root: Path = ROOT
         "deviations": deviations.tables(),
         "versions": package_versions(),
     }
-    data["pictures"] = _pictures(options.out, subject, network, activations, weights)
+    data["pictures"] = _pictures(options.out, subject, network, activations[0], weights)
+    _layer_pictures(options.out, network["layers"], *activations)
     data["pictures"]["confusions"] = _confusions(options.out, data["training"]["runs"])
-    drawn = _drawn(data["training"]) | {"layers": pictures.by_layer(network["layers"], "layers")}
-    ordered = [pairs[kind], *(pair for name, pair in pairs.items() if name != kind)]
-    shown = {key: title for key, title in runs.KEYS.items() if key in drawn}
-    sources = {"pairs": ordered, "block": block, "modules": modules, "drawn": drawn, "curves": shown}
-    _render(options.out, data, sources | {"parity": _by_check(data["parity"]["rows"])})
+    drawn: dict[str, Any] = _drawn(data["training"]) | {"layers": pictures.by_layer(network["layers"], "layers")}
+    drawn |= {"network": diagram.draw(arch), "bars": diagram.bars(arch)}
+    sources["pairs"] = [*models[kind], sources.pop("block")]
+    sources["others"] = [pair for name, both in models.items() if name != kind for pair in both]
+    sources["curves"] = {key: title for key, title in runs.KEYS.items() if key in drawn}
+    _render(
+        options.out,
+        data,
+        sources | {"drawn": drawn, "parity": _by_check(data["parity"]["rows"])},
+    )
     return options.out / "index.html"
+
+
+def _sources(root: Path) -> dict[str, Any]:
+    """Everything of the source that the pages show.
+
+    Raises:
+        UserError: something has no counterpart in the other framework, or a note cites what is not there.
+    """
+    found: dict[str, Any] = {
+        "models": {name: source.model_pairs(name, root) for name in source.MODELS},
+        "block": source.block_pair(root),
+        "modules": [source.module_pair(module, root) for module in MODULES],
+    }
+    concepts = [_cited(concept, root) for concept in training.CONCEPTS]
+    cited = {(one.framework, one.module) for entry in concepts for one in (*entry["torch"], *entry["flax"])}
+    others = sorted((file for file in cited if page_of(file[1]) == "files"), key=lambda file: file[::-1])
+    files = [source.file_pane(*file, root) for file in others]
+    return found | {"concepts": concepts, "files": files}
+
+
+def _text(arch: Arch, layer: str) -> dict[str, Any]:
+    """What a layer's panel says without having measured anything."""
+    return {
+        "note": vars(notes.about(arch, layer)),
+        "settings": anatomy.settings(arch, layer),
+        "follows": anatomy.follows(arch, layer),
+        "sums": anatomy.cost_sums(arch, layer),
+    }
+
+
+def _cited(entry: Concept, root: Path) -> dict[str, Any]:
+    """A concept with the lines that it cites of each framework."""
+    excerpts = {
+        name: [source.excerpt(cite.side or name, cite.module, cite.begins, cite.count, root) for cite in found]
+        for name, found in (("torch", entry.torch), ("flax", entry.flax))
+    }
+    return {"entry": entry, **excerpts}
+
+
+def page_of(module: str) -> str:
+    """The page that shows a module's lines."""
+    return {"model": "model", **dict.fromkeys(MODULES, "training")}.get(module, "files")
 
 
 def find_subject(options: Options, problems: list[str]) -> Subject:
@@ -248,6 +301,18 @@ def _pictures(
     return {"image": "pictures/image.png", "filters": "pictures/filters.png", "first": first, "maps": maps}
 
 
+def _layer_pictures(out: Path, layers: Sequence[dict[str, Any]], ours: Arrays, theirs: Arrays) -> None:
+    """Draw what enters each layer, what both frameworks make of it, and how far they are apart."""
+    before = ours["input"]
+    for layer in layers:
+        name = layer["name"]
+        shown = {"in": before, "PyTorch": ours[name], "Flax": theirs[name], "apart": np.abs(ours[name] - theirs[name])}
+        for key, array in shown.items():
+            pictures.save(pictures.strip(array), out / "pictures" / f"{name}-{key}.png", pictures.STRIP)
+        layer["maps"] = min(pictures.STRIP_MAPS, ours[name].shape[1]) if ours[name].ndim == 4 else 0
+        before = ours[name]
+
+
 def _confusions(out: Path, found: Mapping[str, Any]) -> dict[str, str]:
     """Draw the confusion matrices that are too large for a table; by framework, the file."""
     files = {}
@@ -296,7 +361,7 @@ def _render(out: Path, data: dict[str, Any], sources: Mapping[str, Any]) -> None
     )
     environment.globals.update(figure=figure, pages=PAGES, names=source.TITLES, frameworks=BY_TITLE)
     environment.globals.update(references=deviations.ABOUT, mutant_columns=mutants.COLUMNS, precisions=table.PRECISIONS)
-    environment.globals.update(floor=noise.FLOOR, factor=noise.FACTOR)
+    environment.globals.update(floor=noise.FLOOR, factor=noise.FACTOR, page_of=page_of)
     write_json(out / "data.json", shown)
     for page in PAGES:
         html = environment.get_template(f"{page}.html").render(page=page, data=shown, **sources)

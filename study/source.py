@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import groupby, pairwise, zip_longest
 from pathlib import Path
+from textwrap import dedent
 
 from markupsafe import Markup
 from pygments import highlight
@@ -25,6 +26,7 @@ FORWARD = {"torch": "forward", "flax": "__call__"}
 
 # Functions that a forward pass calls where there is no attribute of the layer's name.
 _FUNCTIONS = {"adaptive_avg_pool": "pool", "flatten": "flatten", "reshape": "flatten"}
+_WORTH_A_MARK = 3  # lines
 _NEEDS = "the side-by-side pages need the same layers in both"
 
 Function = ast.FunctionDef | ast.ClassDef
@@ -39,12 +41,16 @@ class Line:
         html: coloured.
         group: the layer or function that it belongs to, or "".
         first: whether it is the group's first line in this place, which takes the keyboard focus.
+        fold: whether a reader may skip it: an import, or a docstring after its first line.
+        mark: whether it stands for the folded lines that follow, and says how many they are.
     """
 
     number: int
     html: Markup
     group: str = ""
     first: bool = False
+    fold: bool = False
+    mark: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,35 @@ class Pair:
     title: str
     panes: tuple[Pane, Pane]
     groups: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """A few lines of a file that a text points to.
+
+    Attributes:
+        framework, module: whose file it is.
+        first: its first line's number.
+        lines: coloured, without the indentation that they share.
+    """
+
+    framework: str
+    module: str
+    first: int
+    lines: tuple[Markup, ...]
+
+    @property
+    def path(self) -> str:
+        """Of the file, from the project's root."""
+        return f"{self.framework}_impl/{self.module}.py"
+
+    @property
+    def identity(self) -> str:
+        """Of the first line, on the page that shows the file."""
+        return f"{self.framework}-{self.module}-L{self.first}"
+
+
+Row = tuple[int, int, bool, bool]  # PyTorch's line and Flax's, 0 for none; folded; a mark
 
 
 @dataclass
@@ -90,8 +125,8 @@ def layers_of(model: str) -> tuple[str, ...]:
     return (*(name for name, _ in arch.named_convs()), "pool", "flatten", *last)
 
 
-def model_pair(model: str, root: Path = ROOT) -> Pair:
-    """A class of `model.py` in both frameworks, level at each layer's definition and at its call.
+def model_pairs(model: str, root: Path = ROOT) -> tuple[Pair, Pair]:
+    """A class of `model.py` in both frameworks: where the layers are called, and where they are defined, level at each.
 
     Raises:
         UserError: a layer is missing on one side, or a file cannot be parsed.
@@ -101,14 +136,21 @@ def model_pair(model: str, root: Path = ROOT) -> Pair:
     parts = {name: _model_part(tree, name, model, layers) for name, (tree, _) in files.items()}
     for layer in layers:
         for place in ("definition", "call"):
-            missing = [name for name, part in parts.items() if f"{place} {layer}" not in part.anchors]
+            missing = [name for name, part in parts.items() if layer not in part[place].anchors]
             if place == "definition" and layer in ("pool", "flatten"):
                 continue  # free functions in Flax, and flattening in both
             if missing:
                 raise UserError(
                     f"{layer} has no {place} in {model} of {missing[0]}_impl/model.py: {_NEEDS} frameworks."
                 )
-    return _pair(model, "model", files, parts, layers)
+    call, definition = (
+        _pair(title, "model", files, {name: part[place] for name, part in parts.items()}, layers)
+        for title, place in (
+            (f"{model}: what happens to an image", "call"),
+            (f"{model}: what it is made of", "definition"),
+        )
+    )
+    return call, definition
 
 
 def block_pair(root: Path = ROOT) -> Pair:
@@ -124,7 +166,7 @@ def block_pair(root: Path = ROOT) -> Pair:
         part = parts[name] = _Part(_start(block), block.end_lineno or 0)
         for key, method in (("definition", DEFINITION[name]), ("call", FORWARD[name])):
             part.anchors[key] = _start(_find(block, method, f"{name}_impl/model.py"))
-    return _pair("ConvBlock", "model", files, parts, ())
+    return _pair("ConvBlock: the block that each convolution is", "model", files, parts, ())
 
 
 def module_pair(module: str, root: Path = ROOT) -> Pair:
@@ -150,6 +192,38 @@ def module_pair(module: str, root: Path = ROOT) -> Pair:
         for node in _functions(tree):
             part.mark(node, node.name, node.name)
     return _pair(f"{module}.py", module, files, parts, names["torch"])
+
+
+def file_pane(framework: str, module: str, root: Path = ROOT) -> Pane:
+    """A whole module of one framework."""
+    tree, text = _file(root, framework, module)
+    part = _Part(1, len(text.removesuffix("\n").split("\n")))
+    rows = _merge(_runs(range(part.first, part.last + 1), _folded(tree, text)), [])
+    return _pane(framework, module, text, part, rows, 0)
+
+
+def excerpt(framework: str, module: str, begins: str, count: int = 1, root: Path = ROOT) -> Excerpt:
+    """The lines of a file from the one on that holds a text, which no other line may hold.
+
+    Args:
+        framework, module: whose file it is.
+        begins: part of the first line.
+        count: of lines.
+        root: holds torch_impl and flax_impl.
+
+    Raises:
+        UserError: no line holds the text, or several do.
+    """
+    text = _file(root, framework, module)[1]
+    lines = text.split("\n")
+    found = [number for number, line in enumerate(lines, 1) if begins in line]
+    if len(found) != 1:
+        raise UserError(
+            f"The notes cite {begins!r} of {framework}_impl/{module}.py, where {len(found) or 'no'} lines hold it: "
+            "name one line in study/notes."
+        )
+    html = coloured(dedent("\n".join(lines[found[0] - 1 : found[0] - 1 + count])))
+    return Excerpt(framework, module, found[0], tuple(html[:count]))
 
 
 def _file(root: Path, framework: str, module: str) -> tuple[ast.Module, str]:
@@ -180,19 +254,20 @@ def _start(node: ast.stmt) -> int:
     return min([node.lineno, *(decorator.lineno for decorator in decorators)])
 
 
-def _model_part(tree: ast.Module, framework: str, model: str, layers: Sequence[str]) -> _Part:
-    """A class with its lines given to layers: those that assign `self.<layer>`, and those that call it."""
+def _model_part(tree: ast.Module, framework: str, model: str, layers: Sequence[str]) -> dict[str, _Part]:
+    """A class, its head with the definition and its call, with the lines that assign a layer and those that call it."""
     path = f"{framework}_impl/model.py"
     kind = _find(tree, model, path)
-    part = _Part(_start(kind), kind.end_lineno or 0)
+    parts = {}
     for place, method in (("definition", DEFINITION[framework]), ("call", FORWARD[framework])):
         node = _find(kind, method, path)
-        part.anchors[place] = _start(node)
+        part = parts[place] = _Part(_start(kind if place == "definition" else node), node.end_lineno or 0)
+        part.anchors["method"] = _start(node)
         for statement in node.body:
             layer = _layer(statement, place, layers)
             if layer:
-                part.mark(statement, layer, f"{place} {layer}")
-    return part
+                part.mark(statement, layer, layer)
+    return parts
 
 
 def _layer(statement: ast.stmt, place: str, layers: Sequence[str]) -> str:
@@ -226,32 +301,73 @@ def _pair(
     parts: Mapping[str, _Part],
     groups: Iterable[str],
 ) -> Pair:
-    """Fill up the shorter side before each line that both sides have."""
+    """Fill up the shorter side before each line that both sides have, and where lines fold."""
     ours, theirs = parts["torch"], parts["flax"]
     common = sorted((key for key in ours.anchors if key in theirs.anchors), key=lambda key: ours.anchors[key])
-    rows: dict[str, list[int]] = {name: [] for name in parts}
     stops: list[tuple[int, int]] = [(ours.first, theirs.first)]
     for key in common:
         place = (ours.anchors[key], theirs.anchors[key])
         if place[0] > stops[-1][0] and place[1] > stops[-1][1]:
             stops.append(place)
     stops.append((ours.last + 1, theirs.last + 1))
-    for (left, right), (left_end, right_end) in pairwise(stops):
-        height = max(left_end - left, right_end - right)
-        for name, start, end in (("torch", left, left_end), ("flax", right, right_end)):
-            rows[name] += [*range(start, end), *[0] * (height - (end - start))]
-    left_pane, right_pane = (_pane(name, module, files[name][1], parts[name], rows[name]) for name in TITLES)
+    folds = [_folded(*files[name]) for name in TITLES]
+    rows: list[Row] = []
+    for begin, end in pairwise(stops):
+        left, right = (_runs(range(begin[side], end[side]), folds[side]) for side in (0, 1))
+        rows += _merge(left, right)
+    left_pane, right_pane = (
+        _pane(name, module, files[name][1], parts[name], rows, side) for side, name in enumerate(TITLES)
+    )
     return Pair(title, (left_pane, right_pane), tuple(groups))
 
 
-def _pane(framework: str, module: str, text: str, part: _Part, rows: Sequence[int]) -> Pane:
+def _folded(tree: ast.Module, text: str) -> set[int]:
+    """The lines that a reader may skip: a module's imports, docstrings after their first line, blanks after those."""
+    lines = set[int]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+            lines |= {*range(node.body[0].lineno + 1, (node.body[0].end_lineno or 0) + 1)}
+        if isinstance(node, ast.Import | ast.ImportFrom) and not node.col_offset:
+            lines |= {*range(node.lineno, (node.end_lineno or 0) + 1)}
+    written = text.split("\n")
+    for number in range(2, len(written)):
+        if not written[number - 1].strip() and number - 1 in lines:
+            lines.add(number)
+    runs = _runs(range(1, len(written) + 1), lines)
+    return {number for fold, run in runs if fold and len(run) >= _WORTH_A_MARK for number in run}
+
+
+def _runs(numbers: range, folds: set[int]) -> list[tuple[bool, list[int]]]:
+    """Lines in runs of those that fold and those that do not."""
+    return [(fold, list(run)) for fold, run in groupby(numbers, folds.__contains__)]
+
+
+def _merge(left: list[tuple[bool, list[int]]], right: list[tuple[bool, list[int]]]) -> list[Row]:
+    """Both sides' runs beside each other: folded ones beside folded ones or nothing, headed by a mark."""
+    rows: list[Row] = []
+    left, right = list(left), list(right)
+    while left or right:
+        fold = any(side and side[0][0] for side in (left, right))
+        ours, theirs = (side.pop(0)[1] if side and side[0][0] == fold else [] for side in (left, right))
+        if fold:
+            rows.append((len(ours), len(theirs), True, True))
+        rows += [(*pair, fold, False) for pair in zip_longest(ours, theirs, fillvalue=0)]
+    return rows
+
+
+def _pane(framework: str, module: str, text: str, part: _Part, rows: Sequence[Row], side: int) -> Pane:
     html = coloured(text)
     lines, before = [], ""
-    for number in rows:
+    for *numbers, fold, mark in rows:
+        number = numbers[side]
+        if mark:
+            said = f"⋯ {number} line{'s' * (number != 1)}" if number else ""
+            lines.append(Line(0, Markup(said), mark=True))
+            continue
         if not number:
-            lines.append(Line(0, Markup()))
+            lines.append(Line(0, Markup(), fold=fold))
             continue
         group = part.group.get(number, "")
-        lines.append(Line(number, html[number - 1], group, bool(group) and group != before))
+        lines.append(Line(number, html[number - 1], group, bool(group) and group != before, fold))
         before = group
     return Pane(framework, f"{framework}_impl/{module}.py", tuple(lines))

@@ -3,6 +3,34 @@
 // panel is shown below the sources, and the links lead to them.
 document.documentElement.classList.add("js");
 
+
+const root = document.documentElement;
+const press = (selector, which) => {
+  for (const button of document.querySelectorAll(selector)) button.setAttribute("aria-pressed", String(which(button)));
+};
+const unfold = (all) => {
+  root.classList.toggle("unfolded", all);
+  press("[data-unfold]", () => all);
+};
+for (const button of document.querySelectorAll("[data-unfold]")) {
+  button.addEventListener("click", () => unfold(!root.classList.contains("unfolded")));
+}
+for (const button of document.querySelectorAll("[data-side]")) {
+  button.addEventListener("click", () => {
+    if (button.dataset.side) root.dataset.only = button.dataset.side;
+    else delete root.dataset.only;
+    press("[data-side]", (other) => other.dataset.side === button.dataset.side);
+  });
+}
+const reach = () => { // a link to a line that is folded away
+  const target = location.hash && document.getElementById(location.hash.slice(1));
+  if (!target || !target.classList.contains("fold")) return;
+  unfold(true);
+  target.scrollIntoView({ block: "center" });
+};
+addEventListener("hashchange", reach);
+reach();
+
 for (const compare of document.querySelectorAll("[data-pair]")) {
   const members = compare.querySelectorAll("[data-group]");
   const panels = compare.querySelectorAll("[data-panel]");
@@ -23,19 +51,24 @@ for (const compare of document.querySelectorAll("[data-pair]")) {
 
   const choose = (event) => {
     const member = event.target.closest("[data-group]");
-    if (!member) return;
+    if (!member) return false;
     show(member.dataset.group);
     compare.classList.add("chosen");
+    return true;
   };
-  const close = () => compare.classList.remove("chosen"); // on a narrow screen the panel covers the sources
+  const close = () => compare.classList.remove("chosen", "pinned"); // on a narrow screen the panel covers the sources
 
-  compare.addEventListener("mousemove", choose); // not mouseover, which scrolling under a resting pointer fires too
-  compare.addEventListener("focusin", choose);
+  compare.addEventListener("mousemove", (event) => { // not mouseover, which scrolling under a resting pointer fires too
+    if (!compare.classList.contains("pinned")) choose(event);
+  });
+  compare.addEventListener("focusin", (event) => {
+    if (choose(event)) compare.classList.remove("pinned");
+  });
   compare.addEventListener("keydown", (event) => {
     if (event.key === "Escape") close();
   });
   compare.addEventListener("click", (event) => {
-    choose(event);
+    if (choose(event) && panels.length) compare.classList.add("pinned");
     if (event.target.closest(".close")) close();
     const link = event.target.closest("a[data-group]");
     if (!link) return;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -34,7 +36,9 @@ from common.runs.manifest import write_manifest
 from common.weights.network import Network
 from parity_tests.material import narrow
 from parity_tests.results import RESULTS, ROOT
-from study import compare, deviations, measure, runs, site
+from study import anatomy, compare, deviations, diagram, measure, notes, runs, site, source
+from study.notes import training
+from study.notes.note import Note
 from torch_impl import weights
 
 HOSTILE = "<script>alert(1)<"  # a folder's name cannot hold a slash
@@ -171,10 +175,13 @@ def test_nothing_is_loaded_from_elsewhere_and_every_link_leads_somewhere(built: 
             for key in ("src", "href", "xlink:href", "srcset", "action"):
                 target = values.get(key, "")
                 assert not re.match(r"\s*(https?:|//)", target), (name, tag, target)
-                if target.startswith("#"):
-                    assert target[1:] in identities, (name, target)
-                elif target and not target.startswith("data:"):
-                    assert (built / target).is_file(), (name, target)
+                file, _, fragment = target.partition("#")
+                if target.startswith("data:"):
+                    continue
+                assert not file or (built / file).is_file(), (name, target)
+                if fragment:
+                    there = pages[Path(file).stem if file else name]
+                    assert any(values.get("id") == fragment for _, values in there.elements), (name, target)
     for style in built.glob("*.css"):
         assert "url(" not in style.read_text(encoding="utf-8")
         assert "@import" not in style.read_text(encoding="utf-8")
@@ -403,7 +410,7 @@ def test_other_architectures_are_measured(name: str, recipe: str) -> None:
     arch = narrow((ARCHS | ABLATIONS)[name])
     chosen = subject(arch, recipe)
     chosen = replace(chosen, network=replace(chosen.network, known=replace(get_recipe(recipe), arch=name)))
-    found, _, _ = measure.measure(chosen)
+    found, *_ = measure.measure(chosen)
     assert all(row["difference"]["float64"]["relative"] < 1e-13 for row in found["layers"])
     assert [row["label"] for row in found["top"]["PyTorch"]] == [row["label"] for row in found["top"]["Flax"]]
 
@@ -414,6 +421,198 @@ def test_every_named_architecture_can_be_shown(name: str) -> None:
     assert network.arch.name == name
     pixels, _ = measure.image_for(network)
     assert pixels.shape == network.stored
+
+
+EVERY = ARCHS | ABLATIONS
+SECTIONS = {"3.1", "3.2", "3.3", "3.4", "3.5", "4.1", "4.2", "5"}  # of the 2012 paper
+
+
+def texts(arch: Arch) -> dict[str, Note]:
+    return {layer: notes.about(arch, layer) for layer in anatomy.layer_names(arch)}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_layer_has_a_text_that_cites_the_paper(name: str) -> None:
+    found = texts(EVERY[name])
+    assert set(found) == set(measure.costs(EVERY[name]))
+    for layer, note in found.items():
+        assert note.lead, layer
+        assert note.parts, layer
+        for sentence in (note.lead, *note.why, *note.parts):
+            assert re.search(r"[.?]$", sentence), sentence
+            assert set(re.findall(r"sections? ([\d.]*\d)", sentence)) <= SECTIONS, sentence
+    cited = {number for note in found.values() for s in note.why for number in re.findall(r"section ([\d.]*\d)", s)}
+    assert {"3.1", "3.4", "4.2"} <= cited
+
+
+def test_texts_say_the_architecture_s_numbers() -> None:
+    """What a student asks: 55 x 55, where the parameters are, where response norm went, why weights are permuted."""
+    paper, torchvision = texts(ARCHS["alexnet_2012"]), texts(ARCHS["alexnet"])
+    assert any("55 × 55 outputs come of 227 pixels without padding, or of 224 with" in s for s in paper["conv1"].why)
+    assert "96.2 % in fc6, fc7 and fc8" in " ".join(paper["fc6"].why)
+    assert "conv2, conv4 and conv5 see only the maps on their own" in " ".join(paper["conv2"].why)
+    assert any("the 5 channels around it" in s and "section 3.3" in s for s in paper["conv1"].why)
+    assert any("only after conv1 and conv2" in s for s in torchvision["conv2"].why)
+    assert any("Where it went" in s for s in torchvision["conv2"].why)
+    assert not any("response norm" in s for s in torchvision["conv3"].why)
+    for found in (paper["flatten"].why, paper["fc6"].parts):
+        assert any("c·36 + y·6 + x in PyTorch and (y·6 + x)·256 + c in Flax" in s for s in found)
+    assert paper["drop6"].lead == "Does nothing in this architecture: its rate is 0."
+    assert "probability of 0.5" in paper["drop7"].lead
+    assert any("before fc7 and fc8 (section 4.2), torchvision before fc6 and fc7" in s for s in paper["drop7"].why)
+    assert not any("Batch norm" in s for s in paper["conv1"].why)
+    assert any("Batch norm" in s for s in texts(ARCHS["alexnet_bn"])["conv1"].why)
+
+
+def test_the_places_of_a_number_are_as_the_text_says() -> None:
+    """Both frameworks' flattening, of a map whose values are PyTorch's numbers."""
+    height, width, channels = ARCHS["alexnet_2012"].feature_size
+    maps = np.arange(height * width * channels).reshape(channels, height, width)
+    ours, theirs = maps.reshape(-1), maps.transpose(1, 2, 0).reshape(-1)
+    c, y, x = 200, 4, 3
+    assert ours[c * 36 + y * 6 + x] == theirs[(y * 6 + x) * 256 + c] == maps[c, y, x]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_sizes_follow_from_the_numbers_shown(name: str) -> None:
+    arch = EVERY[name]
+    rows = {row.name: row for row in arch.layers()}
+    for layer, _ in arch.named_convs():
+        sums = [text for _, text in anatomy.follows(arch, layer) if "floor" in text]
+        reached = [rows[layer], *(rows[key] for key in (layer.replace("conv", "pool"),) if key in rows)]
+        assert len(sums) == len(reached)
+        for text, row in zip(sums, reached, strict=True):
+            formula, result = text.replace("·", "*").replace("−", "-").split(" = ")
+            assert eval(formula, {"floor": math.floor}) == int(result) == row.output[0]
+            assert row.output[0] == row.output[1]
+
+
+def test_the_first_size_is_spelt_out() -> None:
+    follows = {name: anatomy.follows(ARCHS[name], "conv1")[0][1] for name in ("alexnet_2012", "alexnet")}
+    assert follows["alexnet_2012"] == "floor((227 + 2·0 − 11) / 4) + 1 = 55"
+    assert follows["alexnet"] == "floor((224 + 2·2 − 11) / 4) + 1 = 55"
+
+
+def test_a_layer_without_a_text_fails_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(notes.LAYERS, "drop")
+    with pytest.raises(UserError, match="drop6 of alexnet_cifar has no text"):
+        site.build(site.Options(out=tmp_path / "site"), subject=subject(small()))
+    assert not (tmp_path / "site").exists()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_diagram_is_to_scale_and_every_layer_that_acts_is_in_it(name: str) -> None:
+    arch = EVERY[name]
+    drawn = ElementTree.fromstring(str(diagram.draw(arch)))
+    stages = {one.get("data-group"): one for one in drawn.iter("a")}
+    rates = {key.replace("fc", "drop"): spec.dropout for key, spec in arch.named_dense()}
+    idle = {key for key, rate in rates.items() if not rate} | ({"pool"} if not arch.adaptive_pool else set())
+    assert set(stages) == set(anatomy.layer_names(arch)) - idle
+    rows = {row.name: row for row in arch.layers()}
+    scale = diagram.SIDE / arch.image[0]
+    channels = sum(
+        size[2] for size in (arch.image, *(r.output for r in rows.values() if "pool" in r.kind or r.kind == "conv"))
+    )
+    for layer, spec in arch.named_convs():
+        assert stages[layer].get("href") == f"#layer-{layer}"
+        boxes = [box for box in stages[layer].iter("rect") if box.get("class") == "map"]
+        assert len(boxes) == spec.groups
+        for box in boxes:
+            assert float(box.get("height", 0)) == pytest.approx(rows[layer].output[0] * scale, abs=0.06)
+            width = spec.features / spec.groups * diagram.WIDTH / channels
+            assert float(box.get("width", 0)) == pytest.approx(max(width, diagram.LEAST), rel=0.2)
+        words = "".join(text.text or "" for text in stages[layer].iter("text"))
+        assert f"{spec.kernel} × {spec.kernel}" in words
+        assert ("groups" in words) == (spec.groups > 1)
+    heights = [
+        float(next(box for box in stages[key].iter("rect") if box.get("class") == "row").get("height", 0))
+        for key, _ in arch.named_dense()
+    ]
+    outputs = [spec.features for _, spec in arch.named_dense()]
+    assert all(
+        h == pytest.approx(max(heights[0] * n / outputs[0], diagram.LEAST), abs=0.2)
+        for h, n in zip(heights, outputs, strict=True)
+    )
+
+
+def test_shares_are_of_the_whole(data: Any) -> None:
+    arch = small()
+    for bar in diagram.bars(arch):
+        assert sum(share for _, share in bar["parts"]) == pytest.approx(1)
+    assert sum(layer["parameter_share"] for layer in data["network"]["layers"]) == pytest.approx(1)
+    dense = sum(row.parameters for row in arch.layers() if row.name.startswith("fc"))
+    assert data["network"]["shares"]["dense_parameters"] == dense / arch.parameters
+
+
+WANTED = {"zero-grad", "backward", "dropout", "batch-statistics", "schedule", "loss-scaling", "compile"}
+
+
+def test_the_step_comes_first_then_its_ideas_with_lines_of_both(pages: dict[str, Page]) -> None:
+    elements = pages["training"].elements
+    ids = [values["id"] for _, values in elements if "id" in values]
+    ideas = [key.removeprefix("idea-") for key in ids if key.startswith("idea-")]
+    assert set(ideas) >= WANTED
+    assert ids.index("train") < ids.index("idea-zero-grad") < ids.index("optim")
+    for key, framework, line in (
+        ("backward", "torch", ".backward()"),
+        ("backward", "flax", "jax.grad(loss_fn, has_aux=True)(state.params)"),
+        ("zero-grad", "torch", "state.optimizer.zero_grad()"),
+        ("compile", "flax", "@partial(jax.jit, donate_argnums=0)"),
+    ):
+        concept = next(one for one in training.CONCEPTS if one.key == key)
+        cites = [
+            source.excerpt(framework, cite.module, cite.begins, cite.count) for cite in getattr(concept, framework)
+        ]
+        assert line in " ".join(text.striptags() for cite in cites for text in cite.lines)
+
+
+def test_lines_that_texts_cite_lead_to_those_lines(pages: dict[str, Page]) -> None:
+    """Of every concept, on the page that its link names; that the links lead somewhere is tested above."""
+    by_id = {
+        (name, values["id"]): page.content(number)
+        for name, page in pages.items()
+        for number, (_, values) in enumerate(page.elements)
+        if re.fullmatch(r"(torch|flax)-\w+-L\d+", values.get("id", ""))
+    }
+    seen = 0
+    for entry in training.CONCEPTS:
+        for framework in FRAMEWORKS:
+            cites = getattr(entry, framework)
+            assert cites, entry
+            for cite in cites:
+                found = source.excerpt(cite.side or framework, cite.module, cite.begins, cite.count)
+                assert cite.begins.strip() in by_id[site.page_of(cite.module), found.identity]
+                links = [values["href"] for tag, values in pages["training"].elements if tag == "a"]
+                assert f"{site.page_of(cite.module)}.html#{found.identity}" in links
+                seen += 1
+    assert seen > 30
+
+
+def test_a_text_that_cites_what_is_not_there_fails_the_build(tmp_path: Path) -> None:
+    copied = copy_sources(tmp_path)
+    file = copied / "torch_impl" / "train.py"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace("state.optimizer.zero_grad()", "state.optimizer.zero_grad(True)"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"cite 'state.optimizer.zero_grad\(\)' of torch_impl/train.py, where no lines"):
+        site.build(site.Options(out=copied / "site"), root=copied)
+    file.write_text(text + "\n# state.optimizer.zero_grad()\n", encoding="utf-8")
+    with pytest.raises(UserError, match="where 2 lines hold it"):
+        site.build(site.Options(out=copied / "site"), root=copied)
+    assert not (copied / "site").exists()
+
+
+def test_another_momentum_shows_where_the_text_says() -> None:
+    update = next(one for one in training.CONCEPTS if one.key == "update")
+    rows = json.loads((RESULTS / "mutants-cpu.json").read_text(encoding="utf-8"))["rows"]
+    (row,) = [row for row in rows if row["fault"] == "momentum of 0.8"]
+    assert row["found_at"].startswith("step 1, optimizer, momentum_buffer")
+    assert "step 1 (counted from 0), optimizer, momentum_buffer" in " ".join(update.text)
+
+
+def test_a_page_weighs_less_than_three_megabytes(built: Path, pages: dict[str, Page]) -> None:
+    for name, page in pages.items():
+        pictures = {values["src"] for tag, values in page.elements if tag == "img"}
+        assert sum((built / file).stat().st_size for file in (f"{name}.html", *pictures)) < 3e6, name
 
 
 def differences() -> Iterator[tuple[str, str]]:
@@ -524,7 +723,7 @@ def test_every_layer_is_reached_with_the_keyboard(browser: Browser, built: Path)
             assert state["sides"] == ["flax", "torch"], state
             assert state["panels"] == [state["group"]]
             reached.setdefault(state["focused"].split("-")[0], set()).add(state["group"])
-    assert reached == {"list": layers, "torch": layers, "flax": layers}
+    assert reached == {"list": layers, "torch": layers, "flax": layers, "diagram": layers - {"pool", "drop8"}}
 
 
 def test_pointing_at_a_layer_lights_both_sides(browser: Browser, built: Path) -> None:
@@ -537,6 +736,47 @@ def test_pointing_at_a_layer_lights_both_sides(browser: Browser, built: Path) ->
         top = "(line) => line.getBoundingClientRect().top"
         tops = [tab.locator(f".pane.{side} .line.lit").first.evaluate(top) for side in FRAMEWORKS]
         assert len(set(tops)) == 1, "the two sides are not level"
+
+
+def test_a_click_pins_a_layer_until_escape(browser: Browser, built: Path) -> None:
+    with opened(browser, built / "model.html") as tab:
+        tab.locator("#diagram-conv2").click()
+        tab.locator(".pane.flax .line[data-group=fc6]").first.hover()
+        assert tab.locator("#layer-conv2").is_visible()
+        tab.keyboard.press("Escape")
+        tab.locator(".pane.flax .line[data-group=fc7]").first.hover()
+        assert tab.locator("#layer-fc7").is_visible()
+
+
+def test_docstrings_and_imports_fold_and_both_sides_stay_level(browser: Browser, built: Path) -> None:
+    level = """() => ["torch", "flax"].map((side) => [...document.querySelectorAll(`.pair .${side} .line`)].filter(
+      (line) => line.offsetHeight).map((line) => line.getBoundingClientRect().top))"""
+    imported = "torch-train-L10"  # a line of imports
+    with opened(browser, built / "training.html") as tab:
+        line = tab.locator(f"#{imported}")
+        assert not line.is_visible()
+        ours, theirs = tab.evaluate(level)
+        assert ours == theirs
+        tab.get_by_role("button", name="Docstrings and imports").click()
+        assert line.is_visible()
+        ours, theirs = tab.evaluate(level)
+        assert ours == theirs
+        tab.get_by_role("button", name="Flax alone").click()
+        assert not line.is_visible()
+        assert tab.locator("#flax-train-L10").is_visible()
+    with opened(browser, built / "training.html") as tab:
+        tab.goto(f"{(built / 'training.html').as_uri()}#{imported}")
+        assert tab.locator(f"#{imported}").is_visible(), "a link to a folded line unfolds it"
+
+
+def test_a_hundred_columns_fit_a_small_screen(browser: Browser, built: Path) -> None:
+    """One framework alone at 1280 pixels: no line of up to 100 columns is broken."""
+    broken = """() => [...document.querySelectorAll(".pair .flax .line code")].filter((code) =>
+      code.textContent.length <= 100 && code.offsetHeight > 1.7 * parseFloat(getComputedStyle(code).fontSize)).length"""
+    for page in ("model", "training"):
+        with opened(browser, built / f"{page}.html", 1280) as tab:
+            tab.get_by_role("button", name="Flax alone").click()
+            assert tab.evaluate(broken) == 0, page
 
 
 def test_on_a_phone_the_measurements_can_be_opened_and_closed(browser: Browser, built: Path) -> None:

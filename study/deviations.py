@@ -11,6 +11,7 @@ from common.arch.spec import Arch, AvgPool, BatchNorm, LocalResponseNorm, MaxPoo
 from common.arch.zoo import ABLATIONS, ARCHS
 
 REFERENCES = {"paper": ARCHS["alexnet_2012"], "torchvision": ARCHS["alexnet"]}
+NONE = "no such layer"
 TITLES = {"paper": "the 2012 paper", "torchvision": "torchvision's AlexNet"}
 
 ABOUT = {
@@ -161,7 +162,7 @@ def deviations(arch: Arch, reference: Arch) -> Iterator[Deviation]:
     """Every field whose value differs, in the order of the fields; a layer that one lacks counts as "none"."""
     ours, theirs = numbers(arch), numbers(reference)
     for field in dict.fromkeys((*ours, *theirs)):
-        value, other = ours.get(field, "no such layer"), theirs.get(field, "no such layer")
+        value, other = ours.get(field, NONE), theirs.get(field, NONE)
         if value != other:
             yield Deviation(field, value, other, reason(arch.name, field))
 
@@ -178,6 +179,30 @@ def found(name: str, field: str) -> tuple[str, str]:
         if fnmatchcase(field, pattern):
             return name, pattern
     return found(BASES[name], field) if name in BASES else (name, "")
+
+
+def grids() -> list[dict[str, Any]]:
+    """Architectures as columns, and as rows the fields in which they differ: each value, and the reason for one that
+    is not the first column's."""
+    alexnets = [name for name in ("alexnet_2012", *ARCHS) if name != "lenet"]
+    columns = {
+        "The AlexNets": list(dict.fromkeys(alexnets)),
+        "Ablations of alexnet_cifar, one part changed at a time": ["alexnet_cifar", *ABLATIONS],
+        "LeNet beside AlexNet": ["alexnet_2012", "lenet"],
+    }
+    return [{"title": title, "archs": names, "rows": list(_rows(names))} for title, names in columns.items()]
+
+
+def _rows(names: list[str]) -> Iterator[dict[str, Any]]:
+    values = {name: numbers((ARCHS | ABLATIONS)[name]) for name in names}
+    for field in dict.fromkeys(field for table in values.values() for field in table):
+        row = [table.get(field, NONE) for table in values.values()]
+        if len(set(row)) > 1:
+            cells = [
+                {"value": value, "reason": reason(name, field) if value != row[0] else ""}
+                for name, value in zip(names, row, strict=True)
+            ]
+            yield {"field": field, "cells": cells}
 
 
 def tables() -> list[dict[str, Any]]:

@@ -26,7 +26,8 @@ from parity_tests import mutants, noise, table
 from parity_tests.results import RESULTS, ROOT
 from study import anatomy, deviations, diagram, measure, notes, pictures, runs, source
 from study.measure import Arrays, Subject
-from study.notes import training
+from study.notes import glossary, training
+from study.notes.glossary import Term
 from study.notes.note import Concept
 
 HERE = Path(__file__).parent
@@ -38,6 +39,7 @@ PAGES = {
     "pictures": "Pictures",
     "parity": "Parity",
     "deviations": "What differs",
+    "glossary": "Glossary",
     "files": "Other files",
 }
 _UNITS = {
@@ -109,7 +111,7 @@ def build(options: Options, *, subject: Subject | None = None, root: Path = ROOT
         "parity": _table(results / "parity-cpu.json", {*(column.name for column in fields(table.Row)), "verdict"}),
         "mutants": _table(results / "mutants-cpu.json", set(mutants.COLUMNS)),
         "curves": _curve_files(results),
-        "deviations": deviations.tables(),
+        "deviations": deviations.grids(),
         "versions": package_versions(),
     }
     data["pictures"] = _pictures(options.out, subject, network, activations[0], weights)
@@ -123,7 +125,7 @@ def build(options: Options, *, subject: Subject | None = None, root: Path = ROOT
     _render(
         options.out,
         data,
-        sources | {"drawn": drawn, "parity": _by_check(data["parity"]["rows"])},
+        sources | {"drawn": drawn, "grids": data["deviations"], "parity": _by_check(data["parity"]["rows"])},
     )
     return options.out / "index.html"
 
@@ -140,10 +142,11 @@ def _sources(root: Path) -> dict[str, Any]:
         "modules": [source.module_pair(module, root) for module in MODULES],
     }
     concepts = [_cited(concept, root) for concept in training.CONCEPTS]
-    cited = {(one.framework, one.module) for entry in concepts for one in (*entry["torch"], *entry["flax"])}
+    terms = [_cited(term, root) for term in glossary.TERMS]
+    cited = {(one.framework, one.module) for entry in (*concepts, *terms) for one in (*entry["torch"], *entry["flax"])}
     others = sorted((file for file in cited if page_of(file[1]) == "files"), key=lambda file: file[::-1])
     files = [source.file_pane(*file, root) for file in others]
-    return found | {"concepts": concepts, "files": files}
+    return found | {"concepts": concepts, "terms": terms, "files": files}
 
 
 def _text(arch: Arch, layer: str) -> dict[str, Any]:
@@ -156,8 +159,8 @@ def _text(arch: Arch, layer: str) -> dict[str, Any]:
     }
 
 
-def _cited(entry: Concept, root: Path) -> dict[str, Any]:
-    """A concept with the lines that it cites of each framework."""
+def _cited(entry: Concept | Term, root: Path) -> dict[str, Any]:
+    """A concept or a term with the lines that it cites of each framework."""
     excerpts = {
         name: [source.excerpt(cite.side or name, cite.module, cite.begins, cite.count, root) for cite in found]
         for name, found in (("torch", entry.torch), ("flax", entry.flax))

@@ -37,7 +37,7 @@ from common.weights.network import Network
 from parity_tests.material import narrow
 from parity_tests.results import RESULTS, ROOT
 from study import anatomy, compare, deviations, diagram, measure, notes, runs, site, source
-from study.notes import training
+from study.notes import glossary, training
 from study.notes.note import Note
 from torch_impl import weights
 
@@ -567,7 +567,7 @@ def test_the_step_comes_first_then_its_ideas_with_lines_of_both(pages: dict[str,
 
 
 def test_lines_that_texts_cite_lead_to_those_lines(pages: dict[str, Page]) -> None:
-    """Of every concept, on the page that its link names; that the links lead somewhere is tested above."""
+    """Of every concept and term, on the page that its link names; that the links lead somewhere is tested above."""
     by_id = {
         (name, values["id"]): page.content(number)
         for name, page in pages.items()
@@ -575,17 +575,18 @@ def test_lines_that_texts_cite_lead_to_those_lines(pages: dict[str, Page]) -> No
         if re.fullmatch(r"(torch|flax)-\w+-L\d+", values.get("id", ""))
     }
     seen = 0
-    for entry in training.CONCEPTS:
+    for entry in (*training.CONCEPTS, *glossary.TERMS):
         for framework in FRAMEWORKS:
             cites = getattr(entry, framework)
             assert cites, entry
             for cite in cites:
                 found = source.excerpt(cite.side or framework, cite.module, cite.begins, cite.count)
                 assert cite.begins.strip() in by_id[site.page_of(cite.module), found.identity]
-                links = [values["href"] for tag, values in pages["training"].elements if tag == "a"]
+                page = pages["training" if entry in training.CONCEPTS else "glossary"]
+                links = [values["href"] for tag, values in page.elements if tag == "a"]
                 assert f"{site.page_of(cite.module)}.html#{found.identity}" in links
                 seen += 1
-    assert seen > 30
+    assert seen > 70
 
 
 def test_a_text_that_cites_what_is_not_there_fails_the_build(tmp_path: Path) -> None:
@@ -607,6 +608,36 @@ def test_another_momentum_shows_where_the_text_says() -> None:
     (row,) = [row for row in rows if row["fault"] == "momentum of 0.8"]
     assert row["found_at"].startswith("step 1, optimizer, momentum_buffer")
     assert "step 1 (counted from 0), optimizer, momentum_buffer" in " ".join(update.text)
+
+
+def test_the_glossary_has_twenty_words_that_differ() -> None:
+    words = [(term.torch_word, term.flax_word) for term in glossary.TERMS]
+    assert len(set(words)) == len(words) >= 20
+
+
+@pytest.mark.parametrize("page", site.PAGES)
+def test_the_start_names_the_network_and_leads_on(pages: dict[str, Page], page: str) -> None:
+    titles = [pages[page].content(number) for number, (tag, _) in enumerate(pages[page].elements) if tag == "title"]
+    assert titles[0] == f"{site.PAGES[page]}: AlexNet in PyTorch and Flax"
+    if page == "index":
+        steps = [pages[page].content(number) for number, (tag, _) in enumerate(pages[page].elements) if tag == "h2"]
+        assert steps[:3] == ["Study AlexNet", "Learn Flax from PyTorch, or the other way round", "Check a port"]
+
+
+def test_what_differs_has_architectures_as_columns_and_no_row_without_a_difference() -> None:
+    shown: set[str] = set()
+    for grid in deviations.grids():
+        shown |= set(grid["archs"])
+        tables = [deviations.numbers(EVERY[name]) for name in grid["archs"]]
+        fields = [row["field"] for row in grid["rows"]]
+        assert fields == [
+            key for key in dict.fromkeys(k for t in tables for k in t) if len({t.get(key) for t in tables}) > 1
+        ]
+        for row in grid["rows"]:
+            for table, cell in zip(tables, row["cells"], strict=True):
+                assert cell["value"] == table.get(row["field"], deviations.NONE)
+                assert bool(cell["reason"]) == (cell["value"] != row["cells"][0]["value"]), (row["field"], cell)
+    assert shown == set(EVERY)
 
 
 def test_a_page_weighs_less_than_three_megabytes(built: Path, pages: dict[str, Page]) -> None:

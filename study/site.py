@@ -22,11 +22,13 @@ from common.reports.evaluation import COUNTS_FIT
 from common.runs.files import write_json, write_text
 from common.system import package_versions
 from common.weights import exchange
+from parity import PHASES
 from parity_tests import mutants, noise, table
 from parity_tests.results import RESULTS, ROOT
 from study import anatomy, deviations, diagram, measure, notes, pictures, runs, source
 from study.measure import Arrays, Subject
-from study.notes import glossary, training
+from study.notes import faults, glossary, training
+from study.notes.faults import Exercise
 from study.notes.glossary import Term
 from study.notes.note import Concept
 
@@ -38,6 +40,7 @@ PAGES = {
     "training": "Training",
     "pictures": "Pictures",
     "parity": "Parity",
+    "break": "Break it",
     "deviations": "What differs",
     "glossary": "Glossary",
     "files": "Other files",
@@ -121,6 +124,7 @@ def build(options: Options, *, subject: Subject | None = None, root: Path = ROOT
     drawn |= {"network": diagram.draw(arch), "bars": diagram.bars(arch)}
     sources["pairs"] = [*models[kind], sources.pop("block")]
     sources["others"] = [pair for name, both in models.items() if name != kind for pair in both]
+    sources["exercises"] = _exercises(sources["exercises"], data["mutants"]["rows"])
     sources["curves"] = {key: title for key, title in runs.KEYS.items() if key in drawn}
     _render(
         options.out,
@@ -143,10 +147,12 @@ def _sources(root: Path) -> dict[str, Any]:
     }
     concepts = [_cited(concept, root) for concept in training.CONCEPTS]
     terms = [_cited(term, root) for term in glossary.TERMS]
-    cited = {(one.framework, one.module) for entry in (*concepts, *terms) for one in (*entry["torch"], *entry["flax"])}
+    exercises = [_cited(exercise, root) for exercise in faults.EXERCISES]
+    entries = (*concepts, *terms, *exercises)
+    cited = {(one.framework, one.module) for entry in entries for one in (*entry["torch"], *entry["flax"])}
     others = sorted((file for file in cited if page_of(file[1]) == "files"), key=lambda file: file[::-1])
     files = [source.file_pane(*file, root) for file in others]
-    return found | {"concepts": concepts, "terms": terms, "files": files}
+    return found | {"concepts": concepts, "terms": terms, "exercises": exercises, "files": files}
 
 
 def _text(arch: Arch, layer: str) -> dict[str, Any]:
@@ -159,13 +165,25 @@ def _text(arch: Arch, layer: str) -> dict[str, Any]:
     }
 
 
-def _cited(entry: Concept | Term, root: Path) -> dict[str, Any]:
-    """A concept or a term with the lines that it cites of each framework."""
+def _cited(entry: Concept | Term | Exercise, root: Path) -> dict[str, Any]:
+    """A concept, a term or an exercise with the lines that it cites of each framework."""
     excerpts = {
         name: [source.excerpt(cite.side or name, cite.module, cite.begins, cite.count, root) for cite in found]
         for name, found in (("torch", entry.torch), ("flax", entry.flax))
     }
     return {"entry": entry, **excerpts}
+
+
+def _exercises(entries: Sequence[dict[str, Any]], rows: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
+    """Exercises with what the table of planted faults says of each answer; one whose faults it lacks is left out."""
+    by_name, found = {row["fault"]: row for row in rows}, []
+    for cited in entries:
+        entry = cited["entry"]
+        names = sorted((entry.fault, *entry.others), key=str.lower)
+        if all(name in by_name for name in names):
+            choices = [{**by_name[name], "right": name == entry.fault} for name in names]
+            found.append({**cited, "row": by_name[entry.fault], "choices": choices})
+    return found
 
 
 def page_of(module: str) -> str:
@@ -364,7 +382,7 @@ def _render(out: Path, data: dict[str, Any], sources: Mapping[str, Any]) -> None
     )
     environment.globals.update(figure=figure, pages=PAGES, names=source.TITLES, frameworks=BY_TITLE)
     environment.globals.update(references=deviations.ABOUT, mutant_columns=mutants.COLUMNS, precisions=table.PRECISIONS)
-    environment.globals.update(floor=noise.FLOOR, factor=noise.FACTOR, page_of=page_of)
+    environment.globals.update(floor=noise.FLOOR, factor=noise.FACTOR, page_of=page_of, phases=PHASES)
     write_json(out / "data.json", shown)
     for page in PAGES:
         html = environment.get_template(f"{page}.html").render(page=page, data=shown, **sources)

@@ -154,7 +154,7 @@ def model_pairs(model: str, root: Path = ROOT) -> tuple[Pair, Pair]:
 
 
 def block_pair(root: Path = ROOT) -> Pair:
-    """`ConvBlock` in both frameworks.
+    """`ConvBlock` in both frameworks, and `_after`, which makes its pools and norms and stands below it.
 
     Raises:
         UserError: it is missing on one side, or a file cannot be parsed.
@@ -162,8 +162,9 @@ def block_pair(root: Path = ROOT) -> Pair:
     files = {name: _file(root, name, "model") for name in TITLES}
     parts = {}
     for name, (tree, _) in files.items():
-        block = _find(tree, "ConvBlock", f"{name}_impl/model.py")
-        part = parts[name] = _Part(_start(block), block.end_lineno or 0)
+        block, after = (_find(tree, part, f"{name}_impl/model.py") for part in ("ConvBlock", "_after"))
+        part = parts[name] = _Part(_start(block), after.end_lineno or 0)
+        part.anchors["after"] = _start(after)
         for key, method in (("definition", DEFINITION[name]), ("call", FORWARD[name])):
             part.anchors[key] = _start(_find(block, method, f"{name}_impl/model.py"))
     return _pair("ConvBlock: the block that each convolution is", "model", files, parts, ())

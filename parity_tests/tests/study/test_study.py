@@ -37,7 +37,7 @@ from common.weights.network import Network
 from parity_tests.material import narrow
 from parity_tests.results import RESULTS, ROOT
 from study import anatomy, compare, deviations, diagram, measure, notes, runs, site, source
-from study.notes import glossary, training
+from study.notes import faults, glossary, training
 from study.notes.note import Note
 from torch_impl import weights
 
@@ -567,7 +567,7 @@ def test_the_step_comes_first_then_its_ideas_with_lines_of_both(pages: dict[str,
 
 
 def test_lines_that_texts_cite_lead_to_those_lines(pages: dict[str, Page]) -> None:
-    """Of every concept and term, on the page that its link names; that the links lead somewhere is tested above."""
+    """Of every concept, term and exercise, on the page that its link names."""
     by_id = {
         (name, values["id"]): page.content(number)
         for name, page in pages.items()
@@ -575,15 +575,15 @@ def test_lines_that_texts_cite_lead_to_those_lines(pages: dict[str, Page]) -> No
         if re.fullmatch(r"(torch|flax)-\w+-L\d+", values.get("id", ""))
     }
     seen = 0
-    for entry in (*training.CONCEPTS, *glossary.TERMS):
+    shown = {"training": training.CONCEPTS, "glossary": glossary.TERMS, "break": faults.EXERCISES}
+    for name, entry in [(name, entry) for name, entries in shown.items() for entry in entries]:
         for framework in FRAMEWORKS:
             cites = getattr(entry, framework)
             assert cites, entry
             for cite in cites:
                 found = source.excerpt(cite.side or framework, cite.module, cite.begins, cite.count)
                 assert cite.begins.strip() in by_id[site.page_of(cite.module), found.identity]
-                page = pages["training" if entry in training.CONCEPTS else "glossary"]
-                links = [values["href"] for tag, values in page.elements if tag == "a"]
+                links = [values["href"] for tag, values in pages[name].elements if tag == "a"]
                 assert f"{site.page_of(cite.module)}.html#{found.identity}" in links
                 seen += 1
     assert seen > 70
@@ -608,6 +608,31 @@ def test_another_momentum_shows_where_the_text_says() -> None:
     (row,) = [row for row in rows if row["fault"] == "momentum of 0.8"]
     assert row["found_at"].startswith("step 1, optimizer, momentum_buffer")
     assert "step 1 (counted from 0), optimizer, momentum_buffer" in " ".join(update.text)
+
+
+def test_exercises_are_planted_faults_that_their_symptoms_tell_apart(pages: dict[str, Page]) -> None:
+    rows = {row["fault"]: row for row in json.loads((RESULTS / "mutants-cpu.json").read_text(encoding="utf-8"))["rows"]}
+    assert len({one.fault for one in faults.EXERCISES}) == len(faults.EXERCISES) >= 10
+    for one in faults.EXERCISES:
+        assert len({one.fault, *one.others}) == 5
+        symptoms = [(rows[name]["found_at"], rows[name]["cause"]) for name in (one.fault, *one.others)]
+        assert symptoms[0] not in symptoms[1:], one.fault
+    page = pages["break"]
+    details = [values.get("class", "") for tag, values in page.elements if tag == "details"]
+    assert details.count("right") == details.count("hint") == len(faults.EXERCISES)
+    assert len(details) == 6 * len(faults.EXERCISES)
+    headings = [page.content(number) for number, (tag, _) in enumerate(page.elements) if tag == "h2"]
+    assert headings == [f"{i}. {rows[one.fault]['found_at']}" for i, one in enumerate(faults.EXERCISES, 1)]
+
+
+def test_an_exercise_whose_faults_were_not_planted_is_left_out() -> None:
+    entries = [{"entry": one, "torch": [], "flax": []} for one in faults.EXERCISES]
+    rows = json.loads((RESULTS / "mutants-cpu.json").read_text(encoding="utf-8"))["rows"]
+    assert len(site._exercises(entries, rows)) == len(entries)
+    gone = faults.EXERCISES[0].fault
+    left = site._exercises(entries, [row for row in rows if row["fault"] != gone])
+    assert gone not in [name for one in left for name in (one["entry"].fault, *one["entry"].others)]
+    assert site._exercises(entries, []) == []
 
 
 def test_the_glossary_has_twenty_words_that_differ() -> None:

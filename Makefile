@@ -42,7 +42,7 @@ LOCK := pyproject.toml requirements.lock
 .DEFAULT_GOAL := help
 TARGETS := help train-torch train-flax resume resume-torch resume-flax compare ablation find-lr find-lr-torch \
 	find-lr-flax runs plot photos photos-torch photos-flax evaluate-torch evaluate-flax predict predict-torch predict-flax features features-torch features-flax export-torch export-flax summary \
-	study notebook weights data parity mutants mutate soak fuzz results results-table results-check bench bench-gpu growth gpu-pack gpu-run test test-full test-gpu lint \
+	study notebook weights data parity mutants mutate soak fuzz results results-table results-check bench bench-gpu growth gpu-pack gpu-run check test test-full test-gpu lint \
 	lock clean
 .PHONY: $(TARGETS)
 .DELETE_ON_ERROR:
@@ -184,6 +184,9 @@ gpu-run:  ## prove and measure there, in STAGES (smoke proof bench accuracy; AGA
 
 ## Develop
 
+check: lint  ## what to run before a commit: style, types, imports and the tests that matter most (parity_tests/check.txt)
+	$(PYTEST) $(SPREAD) @parity_tests/check.txt $(ARGS)
+
 test: lint .venv-onnx/.done  ## check style, types and imports, and run the tests (half an hour on 2 cores)
 	$(PYTEST) $(SPREAD) $(ARGS)
 
@@ -301,7 +304,7 @@ TAKES.results-table :=
 TAKES.results-check :=
 TAKES.growth := SUITE
 TAKES.gpu-run := STAGES AGAIN LIMIT RESULTS DEVICE ARGS
-$(foreach target,notebook parity mutants fuzz gpu-pack test test-full test-gpu,$(eval TAKES.$(target) := ARGS))
+$(foreach target,notebook parity mutants fuzz gpu-pack check test test-full test-gpu,$(eval TAKES.$(target) := ARGS))
 # What a target cannot do without, unless ARGS say it, and an example of each.
 NEEDS.photos := FOLDER
 NEEDS.predict := IMAGE

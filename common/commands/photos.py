@@ -90,7 +90,7 @@ def run_photos(tools: Tools, arguments: Sequence[str] | None = None) -> None:
 
     def run() -> None:
         rest, folder = resuming(words)
-        before = RunFolder(folder) if folder and RunFolder.is_at(folder) else None
+        before = RunFolder.open(folder) if folder else None
         if before:
             recipe, options, start = before.recipe, TrainOptions().of_run(before), ""
         else:

@@ -644,6 +644,13 @@ def test_thumbnails_stand_in_rows(count: int, tmp_path: Path) -> None:
     assert levels == [10 * place for place in range(count)] + [255] * (len(levels) - count)
 
 
+@pytest.mark.parametrize("light", [False, True])
+def test_a_border_is_what_lies_outermost(light: bool) -> None:
+    pixels = np.full((9, 7, 1), 0 if light else 255, np.uint8)
+    pixels[[0, -1]] = pixels[:, [0, -1]] = 255 if light else 0
+    assert predictions.has_light_border(pixels) == light
+
+
 @both
 def test_ink_on_paper_is_told_of_and_turned_round(
     framework: Framework, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -198,7 +198,7 @@ def photos_scratch() -> Recipe:
     """The same without given weights: a small network with batch norm at 32 x 32, which learns at all on a CPU.
 
     Source: ours; the network of `cifar10_best`, the optimizer of `digits`. Batch and epochs are fitted to the folder.
-    Expect some 75 % of four plain classes of 100 pictures each.
+    Expect some 70 % of four plain classes of 100 pictures each.
     """
     return replace(
         photos(),

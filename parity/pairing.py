@@ -310,7 +310,7 @@ def _notes(found: Match) -> list[str]:
 
 def _propose(models: tuple[Model, Model]) -> list[Pair]:
     """By kind and shapes, in the order of calls; then single tensors by role and shape, then by shape alone."""
-    left, right = ([m for m in model.modules.values() if m.tensors] for model in models)
+    left, right = ([m for m in model.modules.values() if m.tensors or m.kind == "attention"] for model in models)
     pairs: list[Pair] = []
     order = {module.path: place for place, module in enumerate(left)}
     for ours, theirs in _zipped(left, right, models, _signature):

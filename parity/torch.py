@@ -132,7 +132,7 @@ class Side:
         named = dict(self.net.named_modules())
         modules: dict[str, Module] = {}
         for path in (*called, *(path for path in named if path not in called)):
-            if path in named:
+            if path in named and path not in modules:
                 modules |= _described(path, named[path], self._last.sizes.get(path, ()))
         whole = {name: _numpy(parameter) for name, parameter in self.net.named_parameters()}
         buffers = self.net.named_buffers()
@@ -287,7 +287,7 @@ def _described(path: str, module: nn.Module, size: tuple[int, ...]) -> dict[str,
                 role: f"{prefix}in_proj_{role}[{place}]" for role in ("weight", "bias") if f"in_proj_{role}" in own
             }
             modules[prefix + part] = Module(prefix + part, "dense", roles)
-        return modules
+        return modules | _described(f"{prefix}out_proj", module.out_proj, ())  # which it does not call
     return {path: Module(path, kind, tensors, _config(module, kind, size))}
 
 

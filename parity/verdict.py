@@ -96,9 +96,9 @@ class Verdict:
             return f"Nothing of {one} and {other} was compared."
         largest = self.report.largest()
         noise = ""
-        if self.noise and self.noise.worst:
-            own = self.noise.largest().relative
-            noise = f"; with weights moved by one unit in the last place, {one} parts from itself by {own:.2g}"
+        if self.noise and largest.phase in self.noise.phases():
+            own = self.noise.largest(largest.phase).relative
+            noise = f"; with weights moved by one unit in the last place, {one} parts from itself by {own:.2g} there"
         return (
             f"{one} and {other} agree over {what} to {largest.relative:.2g} of each tensor's scale "
             f"(the most is in {largest.phase}, {largest.tensor}){noise}."

@@ -66,9 +66,9 @@ def test_both_sides_are_where_they_began() -> None:
 def test_an_agreement_is_set_beside_rounding(assert_parity: Any) -> None:
     verdict = assert_parity(*TAIL.sides(), batches(TAIL.shape))
     assert verdict.noise is not None
-    own = verdict.noise.largest().relative
+    own = verdict.noise.largest(verdict.report.largest().phase).relative
     assert 1e-17 < own < 1e-12
-    assert verdict.sentence.endswith(f"PyTorch parts from itself by {own:.2g}.")
+    assert verdict.sentence.endswith(f"PyTorch parts from itself by {own:.2g} there.")
     with pytest.raises(AssertionError, match="part at step 0, activation, out"):
         assert_parity(*replace(TAIL, linen=LinenTail(scale=1.0)).sides(), batches(TAIL.shape))
 

@@ -20,6 +20,7 @@ from parity.compare import (
     Trace,
     compare_run,
     compare_traces,
+    differences,
     last_place,
     measure,
 )
@@ -553,3 +554,30 @@ def test_the_example_in_the_docs() -> None:
     wrong = code.replace('("theirs", 0.1)', '("theirs", 0.1001)')
     found = subprocess.run([sys.executable, "-c", wrong], cwd=ROOT, capture_output=True, text=True)
     assert " ".join(said.split()) in found.stderr
+
+
+def test_single_tensors_have_bounds_by_pattern() -> None:
+    """The first pattern that fits, of the name or of phase and name; what is exempt must be finite all the same."""
+    bounds = Bounds(1e-9, {"gradient": 1e-6}, tensor={"gradient/a.*": 1e-3, "*.var": np.inf, "a.*": 1e-4})
+    given = [("gradient", "a.w"), ("parameter", "a.w"), ("gradient", "b.var"), ("gradient", "b.w"), ("loss", "b.w")]
+    assert [bounds.of(*place) for place in given] == [1e-3, 1e-4, np.inf, 1e-6, 1e-9]
+    with pytest.raises(ValueError, match="zero or more"):
+        Bounds(1.0, tensor={"a": -1.0})
+    free = Bounds(1e-9, tensor={"x": np.inf})
+    compare_traces(_trace(statistic=VALUES), _trace(statistic=VALUES * 2), 0, free)
+    with pytest.raises(Mismatch, match="NaN or infinity"):
+        compare_traces(_trace(statistic=VALUES), _trace(statistic=VALUES * np.nan), 0, free)
+
+
+@pytest.mark.parametrize(("size", "passes"), [(0.9e-13, True), (1.1e-13, False)])
+def test_what_ought_to_be_zero_is_measured_on_the_scale_of_its_neighbours(size: float, passes: bool) -> None:
+    """A share of 1e-4 of the largest gradient beside it, or of the largest of its slot in the optimizer's memory."""
+    large, bounds = np.array([1.0, -0.5]), Bounds(1e-9, share=1e-4)
+    for phase, prefix in (("gradient", ""), ("optimizer", "momentum/")):
+        sides = [
+            {phase: {f"{prefix}w": large, f"{prefix}b": np.array([at]), "other/b": large * 1e9}} for at in (0.0, size)
+        ]
+        found = [d.within for d in differences(sides[0], sides[1], 0, bounds)]
+        assert found == [True, passes, True]
+    with pytest.raises(Mismatch):
+        compare_traces(sides[0], sides[1], 0, Bounds(1e-9))

@@ -108,9 +108,9 @@ export-flax: $(if $(filter %.onnx,$(TO)),.venv-onnx/.done,.venv/.flax)  ## write
 summary: .venv/.torch .venv/.flax  ## print both networks of ARCH (default: alexnet, or that of RECIPE_FILE) side by side: shapes and parameters
 	$(BIN)/python -m parity_tests.summary $(if $(and $(RECIPE_FILE),$(filter file,$(origin ARCH))),,$(ARCH)) $(OWN)
 
-study: .venv/.study  ## write both implementations side by side as pages into site/; RECIPE=... IMAGE=..., RUN_TORCH=... RUN_FLAX=... NOISE=... add curves
+study: .venv/.study  ## write both implementations side by side as pages into site/; RECIPE=... IMAGE=... WEIGHTS=..., RUN_TORCH=... RUN_FLAX=... NOISE=... add curves
 	$(BIN)/python -m study $(if $(and $(RECIPE_FILE),$(filter file,$(origin RECIPE))),,--recipe $(RECIPE)) $(if $(RUN_TORCH),--run-torch "$(RUN_TORCH)") $(if $(RUN_FLAX),--run-flax "$(RUN_FLAX)") \
-		$(if $(NOISE),--noise "$(NOISE)") $(if $(IMAGE),--image "$(IMAGE)") $(OWN) $(ARGS)
+		$(if $(NOISE),--noise "$(NOISE)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(IMAGE),--image "$(IMAGE)") $(OWN) $(ARGS)
 
 notebook: .venv/.notebook  ## open docs/quickstart.ipynb in Jupyter: both frameworks trained, and compared, step by step; ARGS="--no-browser"
 	$(BIN)/python -m jupyterlab docs/quickstart.ipynb $(ARGS)
@@ -295,7 +295,7 @@ TAKES.features := $(TAKES.features-torch) FRAMEWORK
 TAKES.export-torch := RUN TO RECIPE_FILE ARGS
 TAKES.export-flax := $(TAKES.export-torch)
 TAKES.summary := ARCH RECIPE_FILE
-TAKES.study := RECIPE RECIPE_FILE RUN_TORCH RUN_FLAX NOISE IMAGE ARGS
+TAKES.study := RECIPE RECIPE_FILE RUN_TORCH RUN_FLAX NOISE IMAGE WEIGHTS ARGS
 TAKES.data := DATASET ARGS
 TAKES.mutate := FILES ARGS
 TAKES.soak := FRAMEWORK ARGS

@@ -34,7 +34,7 @@ from flax_impl import convert
 from flax_impl import feed as flax_feed
 from study.anatomy import shares
 from torch_impl import feed as torch_feed
-from torch_impl import init, pth
+from torch_impl import init, pth, weights
 
 PRECISIONS = ("float32", "float64")
 TOP = 5
@@ -54,6 +54,7 @@ class Subject:
         weights: where they are from, in words.
         pixels: uint8 (height, width, channels).
         image: what the pixels show, in words.
+        fresh: layers whose weights nobody trained; None: all.
     """
 
     network: Network
@@ -61,6 +62,7 @@ class Subject:
     weights: str
     pixels: np.ndarray
     image: str
+    fresh: tuple[str, ...] | None = None
 
     @property
     def batch(self) -> Batch:
@@ -89,6 +91,21 @@ def fresh_network(recipe_name: str, arch_name: str | None = None) -> Network:
     else:
         names = tuple(f"class {label}" for label in range(arch.classes))
     return Network(None, arch, recipe, names)
+
+
+def with_weights(network: Network, file: Path) -> tuple[Arrays, tuple[str, ...]]:
+    """A file's tensors, of a whole network or of its convolutions alone; the rest is the recipe's initial weights.
+
+    Returns:
+        Every tensor, and the layers that the file does not hold.
+
+    Raises:
+        UserError: the file cannot be read, or does not fit.
+    """
+    model = torch_impl.build(network.arch)
+    init.initialize(model, get_init(network.recipe.init), network.recipe.seed)
+    fresh = weights.load_partial(file, model, network.arch)
+    return {name: t.numpy() for name, t in model.state_dict().items() if exchange.COUNTER not in name}, fresh
 
 
 def image_for(network: Network, file: Path | None = None) -> tuple[np.ndarray, str]:
@@ -195,6 +212,7 @@ def measure(subject: Subject) -> tuple[dict[str, Any], Arrays, Arrays, Arrays]:
             "shares": shares(arch),
             "recipe": subject.network.recipe.name,
             "weights": subject.weights,
+            "fresh": [*costs(arch)] if subject.fresh is None else list(subject.fresh),
             "shown": subject.image,
             "input": {
                 "statistics": {"PyTorch": statistics(ours["input"]), "Flax": statistics(theirs["input"])},

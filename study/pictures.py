@@ -62,6 +62,36 @@ def feature_maps(activation: np.ndarray) -> np.ndarray:
     return _grid([_colour(tile) for tile in _stretch(maps[:MAPS])])
 
 
+def strongest(activation: np.ndarray) -> np.ndarray:
+    """The four channels of (1, C, H, W) with the largest mean, on one scale."""
+    maps = activation[0]
+    order = np.argsort(-maps.mean((1, 2)), kind="stable")[:4]
+    return _grid([_colour(tile) for tile in _stretch(maps[order])], 2)
+
+
+def profile(ours: np.ndarray, theirs: np.ndarray, name: str) -> Markup:
+    """Outputs (1, features) of both frameworks, each sorted from large to small, over each other; dotted, zero."""
+    low, high = float(min(ours.min(), theirs.min())), float(max(ours.max(), theirs.max()))
+    span = (high - low) or 1.0
+
+    def line(values: np.ndarray, framework: str) -> str:
+        ordered = np.sort(values[0])[::-1]
+        chosen = ordered[np.linspace(0, len(ordered) - 1, min(len(ordered), 160)).round().astype(int)]
+        points = zip(np.linspace(2, 198, len(chosen)), 4 + 92 * (high - chosen) / span, strict=True)
+        drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        look = f'stroke="{COLOURS[framework]}" stroke-width="{WIDTHS[framework] / 1.5:.1f}"'
+        return f'<polyline points="{drawn}" fill="none" {look}/>'
+
+    zero = 4 + 92 * (high - 0) / span
+    axis = (
+        f'<path d="M0 {zero:.1f}H200" stroke="currentColor" stroke-dasharray="2 3" fill="none"/>'
+        if low < 0 < high
+        else ""
+    )
+    label = f'role="img" aria-label="{name}: {ours.shape[1]:,} outputs, sorted, from {high:.3g} to {low:.3g}"'
+    return Markup(f'<svg viewBox="0 0 200 100" {label}>{axis}{line(ours, "PyTorch")}{line(theirs, "Flax")}</svg>')
+
+
 def confusion(counts: Sequence[Sequence[int]]) -> np.ndarray:
     """The share of each true class's examples (rows) that each guess (columns) has, by its square root."""
     table = np.asarray(counts, np.float64)
@@ -80,11 +110,11 @@ def _colour(unit: np.ndarray) -> np.ndarray:
     return (colormaps["viridis"](np.asarray(unit, np.float64))[..., :3] * 255).astype(np.uint8)
 
 
-def _grid(tiles: Sequence[np.ndarray]) -> np.ndarray:
+def _grid(tiles: Sequence[np.ndarray], most: int = 8) -> np.ndarray:
     """Tiles in rows, a little apart; small ones are enlarged first, so that the gaps stay thin."""
     factor = max(1, _TILE // tiles[0].shape[0])
     tiles = [tile.repeat(factor, 0).repeat(factor, 1) for tile in tiles]
-    columns = min(len(tiles), 8)
+    columns = min(len(tiles), most)
     height, width = tiles[0].shape[:2]
     rows = ceil(len(tiles) / columns)
     sheet = np.full((rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, 3), 128, np.uint8)

@@ -64,6 +64,8 @@ class Options:
         run_flax: one of flax_impl.
         noise: the noise.json of a comparison: the self-noise of the curves.
         image: a file to measure and draw the layers on, instead of one of scikit-learn's images.
+        weights: a .safetensors or .pth file of weights to show, of a whole network or of its convolutions alone; of
+            torchvision's alexnet unless --arch names another.
         arch: show this architecture instead of the recipe's, with fresh weights.
         recipe_file: a Python file with recipes and architectures of your own, which the names may be of.
         out: folder for the pages.
@@ -74,6 +76,7 @@ class Options:
     run_flax: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     noise: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     image: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     arch: str | None = None
     recipe_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     out: Path = Path("site")
@@ -121,7 +124,7 @@ def build(options: Options, *, subject: Subject | None = None, root: Path = ROOT
     _layer_pictures(options.out, network["layers"], *activations)
     data["pictures"]["confusions"] = _confusions(options.out, data["training"]["runs"])
     drawn: dict[str, Any] = _drawn(data["training"]) | {"layers": pictures.by_layer(network["layers"], "layers")}
-    drawn |= {"network": diagram.draw(arch), "bars": diagram.bars(arch)}
+    drawn |= {"network": diagram.draw(arch), "bars": diagram.bars(arch), "profiles": _profiles(*activations)}
     sources["pairs"] = [*models[kind], sources.pop("block")]
     sources["others"] = [pair for name, both in models.items() if name != kind for pair in both]
     sources["exercises"] = _exercises(sources["exercises"], data["mutants"]["rows"])
@@ -202,7 +205,7 @@ def find_subject(options: Options, problems: list[str]) -> Subject:
         UserError: an unknown recipe or architecture, or an image that cannot be read.
     """
     given = {"PyTorch": options.run_torch, "Flax": options.run_flax}
-    for name, path in given.items() if not options.arch else ():
+    for name, path in given.items() if not (options.arch or options.weights) else ():
         network, problem = runs.trained(path, BY_TITLE[name])
         problems += [problem] if problem else []
         if network is None:
@@ -215,12 +218,16 @@ def find_subject(options: Options, problems: list[str]) -> Subject:
         except UserError as error:
             problems.append(str(error))
             continue
-        return Subject(network, tensors, f"trained in {name}, {path}", *measure.image_for(network, options.image))
-    network = measure.fresh_network(own.choose(options.recipe, options.recipe_file).name, options.arch)
+        return Subject(network, tensors, f"trained in {name}, {path}", *measure.image_for(network, options.image), ())
+    arch = options.arch or ("alexnet" if options.weights else None)
+    network = measure.fresh_network(own.choose(options.recipe, options.recipe_file).name, arch)
     recipe = network.recipe
-    how = (
-        f"untrained: initial weights of the recipe {recipe.name} ({recipe.init}, seed {recipe.seed}), drawn by PyTorch"
-    )
+    drawn = f"initial weights of the recipe {recipe.name} ({recipe.init}, seed {recipe.seed}), drawn by PyTorch"
+    how = f"untrained: {drawn}"
+    if options.weights:
+        tensors, fresh = measure.with_weights(network, options.weights)
+        how = str(options.weights) + (f"; {', '.join(fresh)} untrained: {drawn}" if fresh else "")
+        return Subject(network, tensors, how, *measure.image_for(network, options.image), fresh)
     return Subject(network, None, how, *measure.image_for(network, options.image))
 
 
@@ -316,6 +323,8 @@ def _pictures(
             name = layer["name"]
             pictures.save(pictures.feature_maps(activations[name]), folder / f"{name}.png")
             channels = activations[name].shape[1]
+            if activations[name].ndim == 4:
+                pictures.save(pictures.strongest(activations[name]), folder / f"{name}-strongest.png", pictures.STRIP)
             maps.append(
                 {"layer": name, "file": f"pictures/{name}.png", "shown": min(channels, pictures.MAPS), "of": channels}
             )
@@ -332,6 +341,11 @@ def _layer_pictures(out: Path, layers: Sequence[dict[str, Any]], ours: Arrays, t
             pictures.save(pictures.strip(array), out / "pictures" / f"{name}-{key}.png", pictures.STRIP)
         layer["maps"] = min(pictures.STRIP_MAPS, ours[name].shape[1]) if ours[name].ndim == 4 else 0
         before = ours[name]
+
+
+def _profiles(ours: Arrays, theirs: Arrays) -> dict[str, Markup]:
+    """The dense layers' outputs in both frameworks, sorted."""
+    return {name: pictures.profile(ours[name], theirs[name], name) for name in ours if name.startswith("fc")}
 
 
 def _confusions(out: Path, found: Mapping[str, Any]) -> dict[str, str]:

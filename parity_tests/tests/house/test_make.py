@@ -56,7 +56,7 @@ def refused(*words: str) -> str:
         ("export-flax", ("RUN", "TO")),
         ("data", ("DATASET",)),
         ("gpu-run", ("RESULTS", "DEVICE")),
-        ("study", ("IMAGE", "RUN_TORCH", "RUN_FLAX", "NOISE")),
+        ("study", ("IMAGE", "RUN_TORCH", "RUN_FLAX", "NOISE", "WEIGHTS")),
     ],
 )
 def test_paths_with_spaces_are_one_word(target: str, names: tuple[str, ...]) -> None:

@@ -22,6 +22,7 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Dialog, sync_playwright
 from playwright.sync_api import Page as Tab
+from safetensors.numpy import save_file
 
 import torch_impl
 from common.arch.spec import Arch
@@ -33,10 +34,11 @@ from common.reports.evaluation import write_confusion
 from common.runs.files import write_json
 from common.runs.folder import RunFolder
 from common.runs.manifest import write_manifest
+from common.weights import exchange
 from common.weights.network import Network
 from parity_tests.material import narrow
 from parity_tests.results import RESULTS, ROOT
-from study import anatomy, compare, deviations, diagram, measure, notes, runs, site, source
+from study import anatomy, compare, deviations, diagram, measure, notes, pictures, runs, site, source
 from study.notes import faults, glossary, training
 from study.notes.note import Note
 from torch_impl import weights
@@ -373,6 +375,47 @@ def test_an_image_that_cannot_be_shown_is_named(tmp_path: Path) -> None:
     Image.new("L", (1, 500)).save(tmp_path / "thin.png")
     with pytest.raises(UserError, match=r"thin\.png: it measures 1 x 500 pixels, too narrow"):
         measure.image_for(network, tmp_path / "thin.png")
+
+
+def test_weights_of_a_file_are_shown_and_the_rest_is_said_to_be_noise(tmp_path: Path) -> None:
+    """LeNet's convolutions alone, as a backbone is given."""
+    file, rng = tmp_path / "backbone.safetensors", np.random.default_rng(0)
+    table = {name: shape for name, shape in exchange.shapes(ARCHS["lenet"]).items() if name.startswith("conv")}
+    given = {name: rng.normal(size=shape).astype(np.float32) for name, shape in table.items()}
+    save_file(given, file)
+    options = site.Options(weights=file, arch="lenet", out=tmp_path / "site")
+    chosen = site.find_subject(options, [])
+    assert chosen.tensors is not None
+    assert all(np.array_equal(chosen.tensors[name], array) for name, array in given.items())
+    out = site.build(options, subject=chosen).parent
+    network = json.loads((out / "data.json").read_text(encoding="utf-8"))["network"]
+    assert network["fresh"] == ["fc3", "fc4"]
+    text = "".join(read(out / "pictures.html").text)
+    assert "Nobody trained fc3, fc4: their weights are fresh noise" in text
+    assert "fc3 (noise)" in text
+    assert "conv1 (noise)" not in text
+    assert "LeNet, layer by layer" in "".join(read(out / "model.html").text)
+    save_file({"conv1.conv.weight": given["conv1.conv.weight"]}, file)
+    with pytest.raises(UserError, match="does not fit lenet"):
+        site.find_subject(options, [])
+
+
+def test_fresh_weights_are_said_to_be_noise(tmp_path: Path) -> None:
+    out = site.build(site.Options(out=tmp_path / "site"), subject=subject(small())).parent
+    text = "".join(read(out / "pictures.html").text)
+    assert "Nobody trained these weights: they are fresh noise" in text
+    assert "Untrained: this is the noise that training begins with." in text
+    assert "conv1 (noise)" in text
+
+
+def test_the_strongest_channels_are_those_of_the_largest_mean() -> None:
+    activation = np.zeros((1, 6, 2, 2), np.float32)
+    for channel, value in {1: 0.5, 4: 1.0, 5: 0.75, 0: 0.25}.items():
+        activation[0, channel] = value
+    sheet = pictures.strongest(activation)
+    half = sheet.shape[0] // 2 + 4
+    found = [sheet[0, 0], sheet[0, half], sheet[half, 0], sheet[half, half]]
+    assert np.array_equal(found, pictures._colour((np.array([1, 0.75, 0.5, 0.25]) - 0.25) / 0.75))
 
 
 def test_other_folders_are_left_alone(tmp_path: Path) -> None:

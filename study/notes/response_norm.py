@@ -25,7 +25,7 @@ def note(arch: Arch, layer: str) -> Note:
         (
             f"The 2012 network has local response norm here, and only after {listed(normed)}. {_does(theirs)}",
             "Where it went: the network of Krizhevsky 2014, which torchvision has, leaves it out; later networks "
-            "normalise by batch norm, which helps more. Look at alexnet_2012 or alexnet_lrn to see it.",
+            "normalise by batch norm instead. Look at alexnet_2012 or alexnet_lrn to see it.",
         ),
     )
 

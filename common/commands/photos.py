@@ -90,7 +90,7 @@ def run_photos(tools: Tools, arguments: Sequence[str] | None = None) -> None:
 
     def run() -> None:
         rest, folder = resuming(words)
-        before = RunFolder.open(folder) if folder else None
+        before = RunFolder(folder) if folder and RunFolder.is_at(folder) else None
         if before:
             recipe, options, start = before.recipe, TrainOptions().of_run(before), ""
         else:
@@ -108,6 +108,8 @@ def run_photos(tools: Tools, arguments: Sequence[str] | None = None) -> None:
             command = replace(command, options=replace(command.options, out=command.resume, resume=True))
         command.recipe.check()
         command.options.check()
+        if folder and not before:
+            raise UserError(f"{folder} is not a run folder: nothing to resume. Name the folder itself: --resume RUN.")
         if not command.recipe.dataset.startswith(FOLDER):
             raise UserError(
                 f"This command trains on a folder of photographs, not on {command.recipe.dataset}: see train."

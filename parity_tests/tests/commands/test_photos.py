@@ -194,7 +194,7 @@ def test_a_link_that_leads_nowhere_is_seen(tmp_path: Path) -> None:
         (("pictures",), (9, 3), "green & <bees> in pictures has 2 pictures to train on, beside those for testing"),
         (("--dataset", "digits"), (), "This command trains on a folder of photographs, not on digits: see train."),
         (("pictures", "--epochs", "0"), (9, 9), "epochs is 0; it must be at least 1."),
-        (("pictures", "--resume", "pictures"), (9, 9), "pictures is not a run folder, nor a checkpoint inside one"),
+        (("pictures", "--resume", "pictures"), (9, 9), "pictures is not a run folder: nothing to resume."),
     ],
 )
 def test_a_mistake_gets_a_sentence_and_leaves_nothing(

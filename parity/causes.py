@@ -17,6 +17,7 @@ Trace = Mapping[str, Mapping[str, Array]]
 
 _EXACT = 1e-6  # what rounding may leave, relative, where two tensors are the same
 _MULTIPLE = 0.99995  # the cosine above which one tensor is a multiple of another: a hundredth of it is something else
+_MULTIPLE_OF = 0.01  # what rounding may leave of a count
 _ROUNDING = 0.3  # how far rounding may have one sign, or follow the values
 
 
@@ -372,6 +373,9 @@ def _running(case: _Case, a: Array, b: Array) -> str:
     count = 1 / (1 - small) if small < 1 else 0.0
     if count > 1.5 and abs(count - round(count)) < 1e-3 * count:
         side, n = case.names[factor > 1], round(count)
+        given = case.left.get("activation", {}).get(f"{case.tensor.split(':')[-1].rpartition('.')[0]} (input)")
+        if given is not None and given.ndim > 1 and abs(given.size / given.shape[1] - count) < _MULTIPLE_OF * count:
+            n = given.size // given.shape[1]  # of which float32 leaves only so many digits
         return f"{side}'s running variance is unbiased, divided by n - 1 for n = {n}; the other's by n."
     return ""
 

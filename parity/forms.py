@@ -92,7 +92,7 @@ def _crop(values: Array) -> Array:
 
 def _same(made: Array, wanted: Array) -> bool:
     """Equal but for rounding, also where one is flattened."""
-    exact = 1e-4 if wanted.dtype.itemsize < 8 else 1e-7
+    exact = 1e-5 if wanted.dtype.itemsize < 8 else 1e-7
     wanted = _crop(wanted)
     if wanted.ndim == 2 and made.ndim > 1:
         wanted, made = wanted[:, : made[0].size], made.reshape(len(made), -1)

@@ -97,7 +97,8 @@ def test_a_resize_is_told(name: str) -> None:
 def test_attention_is_told(causal: bool, scale: float | None, told: str) -> None:
     q, k, v = RNG.standard_normal((3, 2, 5, 12))
     one, two, three = (torch.from_numpy(a).view(2, 5, 3, 4).transpose(1, 2) for a in (q, k, v))
-    made = F.scaled_dot_product_attention(one, two, three, is_causal=causal, scale=scale).transpose(1, 2).reshape(2, 5, 12)
+    mixed = F.scaled_dot_product_attention(one, two, three, is_causal=causal, scale=scale)
+    made = mixed.transpose(1, 2).reshape(2, 5, 12)
     found = explain(made.numpy(), made.numpy() + 1, {"v": v, "k": k, "q": q})
     assert found[1] == f"attention in 3 heads, its products scaled by {told}"
 

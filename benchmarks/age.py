@@ -10,6 +10,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import tyro
+
 from common.commands.shell import guard
 from common.errors import UserError
 from parity_tests.results import RESULTS, ROOT
@@ -99,9 +101,20 @@ def since(commit: str | None, code: tuple[str, ...], root: Path = ROOT) -> str:
     return f"is of {name[:8]}; {', '.join(code)} changed in {count} commit{'s' * (count > 1)} since"
 
 
+@dataclass(frozen=True)
+class Options:
+    """List the results that are of earlier code than this, and the commands that make them anew.
+
+    Attributes:
+        folder: of the results.
+    """
+
+    folder: Path = RESULTS
+
+
 def main() -> None:
-    """List the results that are older than their code."""
-    files = sorted(RESULTS.glob("*.json"))
+    """List them."""
+    files = sorted(tyro.cli(Options, prog="python -m benchmarks.age").folder.glob("*.json"))
     old = 0
     for file in files:
         found: dict[str, list[str]] = {}

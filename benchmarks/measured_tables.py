@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+
+import tyro
 
 from benchmarks.measured import FILE, read
 from benchmarks.pairs import by_seed, difference
@@ -29,14 +32,10 @@ INTRODUCTION = """\
 # Results
 
 What the recipes come to on the test split after their last epoch, whole runs by the ordinary commands. This page is
-written from `benchmarks/results/accuracy.json`, where each run's accuracy after every epoch, versions, commit and
-hash of the batches are:
-
-```sh
-make results        # trains what is not filed yet; ARGS=--show says what that is
-make results-table  # writes this page and the columns "measured here"
-make results-check  # lists the results, these and others, that are of earlier code
-```
+written from `benchmarks/results/accuracy.json`, where each run's accuracy after every epoch, its settings, versions,
+commit and hash of the batches are. `make results` trains what is not filed yet (`make results ARGS=--show` says what
+that is), `make results-table` writes this page and the columns "measured here", and `make results-check` lists the
+results, these and others, that are of earlier code.
 
 Seeds differ in the order of examples, in augmentation, dropout and initial weights; the two frameworks draw their
 initial weights on their own, so that equal seeds differ by more than rounding. Several runs are given by their mean
@@ -167,9 +166,21 @@ def pages(root: Path, rows: Sequence[Row], folder: Path = RESULTS) -> dict[str, 
     return filled | {RESULTS_PAGE: results_page(rows, folder)}
 
 
+@dataclass(frozen=True)
+class Options:
+    """Write the tables of README and docs that say what the recipes come to.
+
+    Attributes:
+        file: that says so.
+    """
+
+    file: Path = FILE
+
+
 def main() -> None:
     """Write them."""
-    for name, text in pages(ROOT, read(FILE)).items():
+    options = tyro.cli(Options, prog="python -m benchmarks.measured_tables")
+    for name, text in pages(ROOT, read(options.file)).items():
         path = ROOT / name
         if not path.exists() or path.read_text("utf-8") != text:
             write_text(path, text)

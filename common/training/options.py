@@ -39,8 +39,8 @@ class TrainOptions:
             manifest records which.
         deterministic: take only algorithms that repeat their results bit for bit, which a GPU does not by itself, and
             which take longer there; a CPU does anyway.
-        compile: let PyTorch compile the step with torch.compile, which takes its time at the start; JAX always does, and
-            keeps it for the next run below ~/.cache/alexnet-twice, or where JAX_COMPILATION_CACHE_DIR says.
+        compile: let PyTorch compile the step with torch.compile, which takes its time at the start; JAX always does,
+            and keeps it for the next run below ~/.cache/alexnet-twice, or where JAX_COMPILATION_CACHE_DIR says.
     """
 
     out: Path | None = None

@@ -65,7 +65,7 @@ WORDS: dict[str, Mapping[str, Any]] = {
     "benchmarks.packed": DATASETS,
     "stress.fuzz": {},
 }
-ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE"}  # variables that others read
+ENVIRONMENT = {"JAX_ENABLE_COMPILATION_CACHE", "XLA_PYTHON_CLIENT_PREALLOCATE"}  # variables that others read
 LOOKUPS = {"recipe": get_recipe, "arch": get_arch}  # words that a command looks up after it has parsed them
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

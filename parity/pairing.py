@@ -17,6 +17,7 @@ from parity.model import Array, Batch, Layout, Model, Module, Watched
 
 _RUNS = 100  # of the right model, to try a pairing
 _OVER_SPACE = ("conv", "conv_transpose", "batch_norm", "group_norm")  # in one dimension, too
+_OVER_FEATURES = ("dense", "layer_norm", "rms_norm", "embedding", "attention")  # whose last axis stays the last
 _NEAR = 8  # pairs before a difference whose order may be its reason
 _AGREE = {8: 1e-6, 4: 1e-3}  # by the bytes of a number: outputs that are nearer than this are of the same module
 _COARSE = 0.1
@@ -234,6 +235,12 @@ class Match:
         given, wanted = self.models[source].layout, self.models[target].layout
         if pair and pair.flatten and name.endswith(" (input)") and values.ndim == 2:
             return _turn(values, pair.flatten, wanted)
+        if pair and pair.kind in _OVER_FEATURES:
+            heads = values.ndim != len(shape) and values.size == np.prod(
+                shape
+            )  # (N, L, D), or (N, L, heads, D / heads)
+            if values.shape == shape or (heads and values.shape[0] == shape[0]):
+                return values.reshape(shape)
         moved = shared.relay(values, given, wanted)
         if values.ndim == 3 and given != wanted and pair and pair.kind in _OVER_SPACE:
             moved = shared.space_last(values) if wanted == "channels last" else shared.space_first(values)

@@ -106,6 +106,19 @@ def test_a_wrong_order_of_equal_shapes_is_found_by_values(first: str) -> None:
     assert blind.pairs[0].right == first
 
 
+def test_projections_with_an_axis_for_heads_are_compared_flat() -> None:
+    class General(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            return nn.MultiHeadDotProductAttention(2)(x).mean(1)
+
+    verdict = replace(TAIL, linen=General()).check(noise=False)
+    assert verdict, verdict
+    assert verdict.pairing is not None
+    assert {pair.tried for pair in verdict.pairing.pairs} == {"agrees"}
+    assert {("activation", name) for name in ("q", "k", "v", "out (input)")} < verdict.report.worst.keys()
+
+
 class _Swapped(nn.Module):
     """Two branches of one shape, called in another order than PyTorch calls them."""
 

@@ -488,7 +488,7 @@ def _try(found: Match, seen: Trace, probe: Batch, search: bool) -> None:
             others = [replace(pair, flatten=None) if pair.left == path else pair for pair in found.pairs]
         else:
             others = None
-        if others is None and search:
+        if others is None and search and (name.endswith(" (input)") or name == shared.OUTPUT):
             others = _siblings(found, seen, probe, adopted, name)
         if others is not None:
             found.pairs = others
@@ -556,7 +556,8 @@ def _siblings(found: Match, seen: Trace, probe: Batch, adopted: list[str], name:
         for other in [*permutations(same)][1:]:
             trial = replace(found, pairs=_permuted(found.pairs, same, other))
             trial.carry()
-            if name != _first_wrong(trial, seen, _evaluate(trial, seen, probe, adopted), adopted):
+            later = _first_wrong(trial, seen, _evaluate(trial, seen, probe, adopted), adopted)
+            if later is None or order.index(later) > order.index(name):
                 return trial.pairs
         found.carry()
     return None

@@ -72,25 +72,34 @@ class TorchTail(torch.nn.Module):
         super().__init__()
         self.q, self.k, self.v, self.out = (torch.nn.Linear(8, 8) for _ in range(4))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def mixed(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, L, 8) -> the same."""
         q, k, v = (part(x).view(len(x), -1, 2, 4).transpose(1, 2) for part in (self.q, self.k, self.v))
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)).mean(1)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.mixed(x).mean(1)
+
+
+def mixed(x: Any, scale: float = 0.5, first: str = "query") -> Any:
+    """The same within a compact linen module; `first` is the projection that is called first."""
+    parts = {}
+    for name in sorted(("query", "key", "value"), key=lambda name: name != first):
+        parts[name] = nn.Dense(8, name=name)(x).reshape(len(x), -1, 2, 4)
+    products = jnp.einsum("nqhd,nkhd->nhqk", parts["query"], parts["key"]) * scale
+    gathered = jnp.einsum("nhqk,nkhd->nqhd", nn.softmax(products), parts["value"])
+    return nn.Dense(8)(gathered.reshape(x.shape))
 
 
 class LinenTail(nn.Module):
-    """The same; `first` is the projection that is called first."""
+    """The same, with what may be otherwise as fields."""
 
     scale: float = 0.5
     first: str = "query"
 
     @nn.compact
     def __call__(self, x: Any) -> Any:
-        parts = {}
-        for name in sorted(("query", "key", "value"), key=lambda name: name != self.first):
-            parts[name] = nn.Dense(8, name=name)(x).reshape(len(x), -1, 2, 4)
-        products = jnp.einsum("nqhd,nkhd->nhqk", parts["query"], parts["key"]) * self.scale
-        mixed = jnp.einsum("nhqk,nkhd->nqhd", nn.softmax(products), parts["value"])
-        return nn.Dense(8)(mixed.reshape(x.shape)).mean(1)
+        return mixed(x, self.scale, self.first).mean(1)
 
 
 class TorchZoom(torch.nn.Module):

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import parity
-from parity_tests.tests.parity.pairs import NET, TAIL, LinenTail, Planned, batches
+from parity_tests.tests.parity.pairs import NET, TAIL, LinenTail, Planned, TorchTail, batches, mixed
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -117,6 +117,36 @@ def test_projections_with_an_axis_for_heads_are_compared_flat() -> None:
     assert verdict.pairing is not None
     assert {pair.tried for pair in verdict.pairing.pairs} == {"agrees"}
     assert {("activation", name) for name in ("q", "k", "v", "out (input)")} < verdict.report.worst.keys()
+
+
+def test_a_layer_with_other_settings_does_not_disturb_the_pairing() -> None:
+    """What differs before query, key and value is taken over, and they stay in their places."""
+
+    class Normed(nn.Module):
+        epsilon: float = 1e-3
+
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            x = mixed(nn.LayerNorm(epsilon=self.epsilon)(x))
+            return nn.LayerNorm(epsilon=1e-5)(x).mean(1)
+
+    class Ours(TorchTail):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = torch.nn.LayerNorm(8), torch.nn.LayerNorm(8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.mixed(self.first(x))).mean(1)
+
+    found = _matched(replace(TAIL, torch=Ours, linen=Normed()))
+    assert {pair.left: (pair.right, pair.tried) for pair in found.pairs} == {
+        "first": ("LayerNorm_0", "differs"),
+        "q": ("query", "agrees"),
+        "k": ("key", "agrees"),
+        "v": ("value", "agrees"),
+        "out": ("Dense_0", "agrees"),
+        "last": ("LayerNorm_1", "agrees"),
+    }
 
 
 class _Swapped(nn.Module):

@@ -27,6 +27,7 @@ from common.recipes.zoo import get_recipe
 from common.runs.files import write_json
 from common.runs.folder import RunFolder
 from common.stopping import Stopped
+from common.system import commit
 from parity_tests.published import defaults, leaves
 from parity_tests.results import RESULTS, ROOT
 
@@ -89,6 +90,7 @@ class Options:
         frameworks: only these.
         seeds: only these.
         gpu: the queue of a GPU, five seeds of each, in place of a CPU's.
+        again: train those that are filed, too, for results of the code as it is.
         limit: seconds, after which the run at hand writes a checkpoint and is filed with the epochs that it has done.
         runs: folder of the runs.
         file: of the results.
@@ -99,6 +101,7 @@ class Options:
     frameworks: Sequence[Framework] = tuple(FRAMEWORKS)
     seeds: Sequence[int] = ()
     gpu: bool = False
+    again: bool = False
     limit: float = float("inf")
     runs: Path = ROOT / "runs" / "measured"
     file: Path = FILE
@@ -228,13 +231,15 @@ def train(run: Run, folder: Path, seconds: float, more: Sequence[str] = ()) -> b
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, and file, what is not filed yet."""
     options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.measured")
-    left = [run for run in options.wanted() if not is_filed(run, read(options.file), gpu=options.gpu)]
+    rows = [] if options.again else read(options.file)
+    left = [run for run in options.wanted() if not is_filed(run, rows, gpu=options.gpu)]
+    parent = options.runs / f"again-{(commit() or 'here')[:8]}" if options.again else options.runs
     if options.show or not left:
         print("\n".join(run.name for run in left) or f"All of them are in {options.file}.")
         return
     end = monotonic() + options.limit
     for place, run in enumerate(left, 1):
-        folder = options.runs / run.name
+        folder = parent / run.name
         print(f"{run.name}, {place} of {len(left)}", flush=True)
         ended = False
         try:

@@ -266,6 +266,8 @@ def trained(path: Path | None, framework: Framework) -> tuple[Any, str]:
     if path is None:
         return None, ""
     try:
+        if RunFolder.is_at(path):
+            RunFolder(path).check_framework(framework)
         return result_at(path, framework, "evaluate"), ""
     except (UserError, OSError, KeyError, TypeError) as error:
         return None, _sentence(error, f"The weights of {path} cannot be read")

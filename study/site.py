@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+import sys
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -123,6 +125,9 @@ def build(options: Options, *, subject: Subject | None = None, root: Path = ROOT
     data["pictures"] = _pictures(options.out, subject, network, activations[0], weights)
     _layer_pictures(options.out, network["layers"], *activations)
     data["pictures"]["confusions"] = _confusions(options.out, data["training"]["runs"])
+    told = [problems, *(run["problems"] for run in data["training"]["runs"].values())]
+    for problem in dict.fromkeys(itertools.chain.from_iterable(told)):
+        print(f"note: {problem}", file=sys.stderr)
     drawn: dict[str, Any] = _drawn(data["training"]) | {"layers": pictures.by_layer(network["layers"], "layers")}
     drawn |= {"network": diagram.draw(arch), "bars": diagram.bars(arch), "profiles": _profiles(*activations)}
     sources["pairs"] = [*models[kind], sources.pop("block")]
@@ -247,6 +252,12 @@ def _training(options: Options) -> dict[str, Any]:
     given = {"PyTorch": options.run_torch, "Flax": options.run_flax}
     found = {name: runs.read_run(path, BY_TITLE[name]) for name, path in given.items()}
     ours, theirs, moved = found["PyTorch"], found["Flax"], runs.read_noise(options.noise)
+    for name in ("recipe", "epochs"):
+        if name in ours and name in theirs and ours[name] != theirs[name]:
+            theirs["problems"].append(
+                f"The runs are not of the same {name}: {ours[name]} in PyTorch, {theirs[name]} in Flax. What follows "
+                f"compares them all the same."
+            )
     return {
         "runs": found,
         "summary": runs.summary(ours, theirs, moved["curves"]),

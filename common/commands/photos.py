@@ -22,7 +22,7 @@ from common.data.load import check_classes, load_splits
 from common.errors import UserError
 from common.frameworks import FRAMEWORKS, Framework
 from common.recipes import own
-from common.recipes.fitted import LEAST, check_counts, fit_length
+from common.recipes.fitted import LEAST, check_counts, fit_length, fit_start
 from common.recipes.spec import Recipe
 from common.recipes.zoo import RECIPES, get_recipe
 from common.reports.evaluation import Recorder, class_scores, confusion_files, leave_confusion
@@ -106,6 +106,8 @@ def run_photos(tools: Tools, arguments: Sequence[str] | None = None) -> None:
         )
         if command.resume:
             command = replace(command, options=replace(command.options, out=command.resume, resume=True))
+        if not before:
+            command = replace(command, recipe=fit_start(command.recipe, recipe))
         command.recipe.check()
         command.options.check()
         if folder and not before:

@@ -31,6 +31,21 @@ def fit_length(recipe: Recipe, examples: int, *, batch: bool, epochs: bool) -> R
     return recipe
 
 
+def fit_start(recipe: Recipe, usual: Recipe) -> Recipe:
+    """A warm-up, and a backbone that is frozen, for half of the epochs at most; what somebody has chosen stays.
+
+    Args:
+        recipe: as the command line has it.
+        usual: as it would be without one.
+    """
+    half, schedule, tune = recipe.epochs / 2, recipe.schedule, recipe.finetune
+    if schedule.warmup_epochs == usual.schedule.warmup_epochs:
+        schedule = replace(schedule, warmup_epochs=min(schedule.warmup_epochs, half))
+    if tune.freeze_epochs == usual.finetune.freeze_epochs:
+        tune = replace(tune, freeze_epochs=min(tune.freeze_epochs, int(half)))
+    return replace(recipe, schedule=schedule, finetune=tune)
+
+
 def check_counts(counts: Sequence[int], names: Sequence[str], where: str) -> list[str]:
     """Refuse a class of which nothing can be learnt.
 

@@ -17,6 +17,8 @@ from common.errors import UserError, first_line
 from common.recipes.spec import Recipe
 from common.recipes.zoo import ABOUT, DEFAULT, RECIPES, get_recipe
 
+FILES: dict[str, Path] = {}  # of recipes that came from one, by name
+
 
 def choose(name: str | None, file: Path | None) -> Recipe:
     """The recipe of a name; without one that of the file if it has just one, else the default.
@@ -78,7 +80,7 @@ def load_file(file: Path | None) -> list[str]:
         if isinstance(value, Arch):
             archs.OWN[value.name] = value
         else:
-            RECIPES[value.name], ABOUT[value.name] = value, f"A recipe of {file}."
+            RECIPES[value.name], ABOUT[value.name], FILES[value.name] = value, f"A recipe of {file}.", file
             recipes.append(value.name)
     if not recipes and len(archs.OWN) == known:
         raise UserError(f"{file} defines no Recipe and no Arch of its own at its top level.")

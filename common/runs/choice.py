@@ -28,12 +28,16 @@ class Choice:
 
 
 def best_epochs(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[float, int]]:
-    """The highest accuracy on each split of rows that are not of training, and the first epoch that had it."""
-    found: dict[str, tuple[float, int]] = {}
+    """The highest accuracy on each split of rows that are not of training, and the epoch that had it.
+
+    Of equals it is the one of the lowest loss, for a small split has many equals, and of these the first.
+    """
+    found: dict[str, tuple[float, float, int]] = {}
     for row in rows:
-        if row["split"] != "train" and row["accuracy"] > found.get(row["split"], (-1.0, 0))[0]:
-            found[row["split"]] = (row["accuracy"], row["epoch"])
-    return found
+        before, score = found.get(row["split"]), (row["accuracy"], -row.get("loss", 0.0))
+        if row["split"] != "train" and (not before or score > before[:2]):
+            found[row["split"]] = (*score, row["epoch"])
+    return {split: (accuracy, epoch) for split, (accuracy, _, epoch) in found.items()}
 
 
 def choose(best: Mapping[str, tuple[float, int]], last: int) -> Choice:

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 from common.frameworks import Framework
+from common.recipes import own
 from common.recipes.spec import Recipe
+from common.recipes.zoo import RECIPES
 
 
 def resume(framework: Framework, run: Path) -> str:
@@ -23,22 +25,23 @@ def resume(framework: Framework, run: Path) -> str:
 def after_training(framework: Framework, run: Path, recipe: Recipe) -> list[str]:
     """What people do with a finished run: predict, score every checkpoint that stays, compare the frameworks.
 
-    A folder of pictures is not the recipe's own data, so that comparing by the recipe's name would not find it.
+    A folder of pictures is not the recipe's own data, so that comparing by the recipe's name would not find it; nor
+    would it find a recipe that is known from the run alone, whose file was not named.
     """
-    place = _quoted(run)
+    place, file = _quoted(run), own.FILES.get(recipe.name)
     if "MAKELEVEL" in os.environ:
         found = [
             f"make predict RUN={place} IMAGE=photo.jpg{_other(framework)}",
             f"make evaluate-{framework} RUN={place}",
-            f"make compare RECIPE={recipe.name}",
+            f"make compare RECIPE={recipe.name}" + (f" RECIPE_FILE={_quoted(file)}" if file else ""),
         ]
     else:
         found = [
             f"{_module(framework, 'predict')} photo.jpg --run {place}",
             f"{_module(framework, 'evaluate')} {place}",
-            f"{_python()} -m study.compare {recipe.name}",
+            f"{_python()} -m study.compare {recipe.name}" + (f" --recipe-file {_quoted(file)}" if file else ""),
         ]
-    return found[:-1] if recipe.dataset.startswith("folder:") else found
+    return found[:-1] if recipe.dataset.startswith("folder:") or recipe.name not in RECIPES else found
 
 
 def photos(framework: Framework, run: Path) -> str:

@@ -183,7 +183,7 @@ class Journal:
 
     @property
     def best(self) -> dict[str, tuple[float, int]]:
-        """The highest accuracy on each split, and the first epoch that had it."""
+        """The highest accuracy on each split, and the epoch that had it: see `best_epochs`."""
         return best_epochs(self.evaluations)
 
     def prune(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from common.errors import UserError
 from common.frameworks import FRAMEWORKS
 from common.recipes.spec import RECIPE
+from common.runs.choice import best_epochs
 from common.runs.folder import RunFolder
 
 DEPTH = 3  # a comparison's runs lie one folder deeper than others
@@ -27,7 +28,7 @@ class Summary:
         recipe: its name.
         epochs: finished and evaluated ones.
         planned: epochs of the recipe.
-        best: the highest accuracy on `split`, and the first epoch that had it; None before the first evaluation.
+        best: the highest accuracy on `split`, and the epoch that had it; None before the first evaluation.
         split: the validation split where there is one, else the test split.
         seconds: spent in training steps.
         size: in bytes, on the disk.
@@ -80,14 +81,13 @@ def summarize(path: Path) -> Summary:
         raise UserError(f"{path / 'manifest.json'} is damaged: it does not say the framework of the run.")
     scored = [row for row in rows if row["split"] != "train"]
     split = "val" if any(row["split"] == "val" for row in scored) else "test"
-    best = max(((row["accuracy"], -row["epoch"]) for row in scored if row["split"] == split), default=None)
     return Summary(
         path,
         FRAMEWORKS[manifest["framework"]].title if run.begun else "",
         recipe.name,
         max((row["epoch"] for row in scored), default=0),
         recipe.epochs,
-        best and (best[0], -best[1]),
+        best_epochs(scored).get(split),
         split,
         sum(row["seconds"] for row in rows if isinstance(row.get("seconds"), int | float)),
         sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink()),

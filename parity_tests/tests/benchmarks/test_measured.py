@@ -115,6 +115,8 @@ def test_runs_are_trained_filed_and_gone_on_with(
     capfd.readouterr()
     measured.main(words)
     assert "All of them" in capfd.readouterr().out
+    measured.main([*words, "--again", "--show"])
+    assert capfd.readouterr().out == f"{measured.CPU[0].name}\n"
 
 
 def test_what_is_not_in_the_queue_is_told(tmp_path: Path) -> None:

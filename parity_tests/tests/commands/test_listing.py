@@ -52,7 +52,7 @@ def test_runs_are_listed_newest_first(runs: Path, capsys: pytest.CaptureFixture[
     assert [line.split() for line in lines] == [
         [str(runs / "compare/flax"), "Flax", "digits", "2/2", "0.5000", "val,", "epoch", "2", "3", "0.0"],
         [str(runs / "middle"), "PyTorch", "digits", "0/4", "0", "0.0"],
-        [str(runs / "old"), "PyTorch", "digits", "3/4", "0.7500", "test,", "epoch", "2", "4", "1.0"],
+        [str(runs / "old"), "PyTorch", "digits", "3/4", "0.7500", "test,", "epoch", "3", "4", "1.0"],
     ]
 
 

@@ -30,7 +30,7 @@ from common.commands.photos import BACKBONE, Tools, run_photos
 from common.data.load import load_splits
 from common.errors import UserError
 from common.frameworks import Framework
-from common.recipes.fitted import check_counts, fit_length
+from common.recipes.fitted import check_counts, fit_length, fit_start
 from common.recipes.zoo import get_recipe
 from common.reports import mistakes
 from common.reports.page import Page, write_page
@@ -298,6 +298,17 @@ def test_batch_and_epochs_fit_the_pictures(examples: int, batch: int, epochs: in
     assert -(-examples // batch) >= 10 or batch == 4
     fitted.check()
     assert fit_length(recipe, examples, batch=False, epochs=False) == recipe
+
+
+@pytest.mark.parametrize(("epochs", "warmup", "frozen"), [(1, 0.5, 0), (2, 1, 1), (3, 1, 1), (8, 1, 2)])
+def test_few_epochs_have_a_shorter_start(epochs: int, warmup: float, frozen: int) -> None:
+    """Else a trial of one epoch would be refused for a field that nobody has set."""
+    usual = get_recipe("photos")
+    fitted = fit_start(replace(usual, epochs=epochs), usual)
+    assert (fitted.schedule.warmup_epochs, fitted.finetune.freeze_epochs) == (warmup, frozen)
+    fitted.check()
+    chosen = replace(usual, epochs=epochs, schedule=replace(usual.schedule, warmup_epochs=4))
+    assert fit_start(chosen, usual).schedule.warmup_epochs == 4
 
 
 def test_few_and_uneven_classes_are_told_of() -> None:

@@ -1014,3 +1014,21 @@ def test_the_training_loss_has_a_noise_of_its_own() -> None:
     assert (row["difference"], row["noise"]) == (pytest.approx(0.05), pytest.approx(0.09))
     still = runs.envelope(base["curves"], [base["curves"]], 1e-7)  # no less than a forward pass's own rounding
     assert still["train"][runs.EPOCH_LOSS][-1][1] == pytest.approx(32e-7 * 3.1)
+
+
+def test_runs_that_do_not_belong_together_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another framework's run lends neither curves nor weights; two recipes are compared, and it is said."""
+    found = {
+        name: {"curves": {}, "problems": [], "recipe": recipe, "epochs": 3}
+        for name, recipe in (("torch", "digits"), ("flax", "photos"))
+    }
+    monkeypatch.setattr(runs, "read_run", lambda path, framework: found[framework])
+    monkeypatch.setattr(runs, "summary", lambda *words: [])
+    (told,) = site._training(site.Options())["runs"]["Flax"]["problems"]
+    assert told.startswith("The runs are not of the same recipe: digits in PyTorch, photos in Flax. What follows")
+    monkeypatch.undo()
+    run = RunFolder.create(tmp_path / "run", get_recipe("digits"))
+    (run.path / "manifest.json").write_text('{"framework": "flax"}')
+    network, problem = runs.trained(run.path, "torch")
+    assert network is None
+    assert "was trained with flax_impl" in problem

@@ -643,8 +643,12 @@ class TestJournal:
         assert [test[name] for name in ("loss", "accuracy", "top5", "step", "epoch")] == [1.3, 0.6, 0.9, 5, 1]
         assert summary.startswith("loss 1.58  accuracy 44.4 %  ")
 
-    def test_the_best_epoch_is_the_first_of_equal_ones(self, journal: Journal) -> None:
-        for epoch, right in enumerate((5, 7, 7)):
-            self.epoch(journal, epoch, Scores(20.0 - epoch, right, 9, 10))
-        assert journal.best == {"test": (0.7, 2)}
+    @pytest.mark.parametrize(("losses", "best"), [((9.0, 8.0, 7.0), 3), ((9.0, 7.0, 8.0), 2), ((9.0, 8.0, 8.0), 2)])
+    def test_of_equal_epochs_the_lowest_loss_is_the_best(
+        self, journal: Journal, losses: tuple[float, ...], best: int
+    ) -> None:
+        """And of these the first."""
+        for epoch, (right, loss) in enumerate(zip((5, 7, 7), losses, strict=True)):
+            self.epoch(journal, epoch, Scores(loss, right, 9, 10))
+        assert journal.best == {"test": (0.7, best)}
         assert journal.choice().epoch == 3

@@ -18,6 +18,7 @@ from common.config import read_json
 from common.data.batch import Batch
 from common.errors import UserError
 from common.frameworks import FRAMEWORKS, Framework
+from common.recipes import own
 from common.recipes.zoo import get_recipe
 from common.runs import hints, journal
 from common.runs.choice import choose, result_of_run, said_of
@@ -161,8 +162,15 @@ def test_the_next_command_is_typed_as_this_one_was(framework: Framework, monkeyp
         f".venv/bin/python -m {framework}_impl.evaluate 'runs/a b'",
         ".venv/bin/python -m study.compare digits",
     ]
-    own = replace(get_recipe("digits"), dataset="folder:pictures")
-    assert hints.after_training(framework, Path("r"), own)[1:] == [f".venv/bin/python -m {framework}_impl.evaluate r"]
+    file = Path("my files/mine.py")
+    monkeypatch.setitem(own.FILES, "digits", file)
+    shown = hints.after_training(framework, Path("r"), get_recipe("digits"))
+    assert shown[2] == ".venv/bin/python -m study.compare digits --recipe-file 'my files/mine.py'"
+    monkeypatch.delitem(own.FILES, "digits")
+    unheard = replace(get_recipe("digits"), name="of a file that is not named")
+    assert hints.after_training(framework, Path("r"), unheard) == [line.partition(" digits")[0] for line in shown[:2]]
+    folder = replace(get_recipe("digits"), dataset="folder:pictures")
+    assert hints.after_training(framework, Path("r"), folder) == hints.after_training(framework, Path("r"), unheard)
     assert hints.resume(framework, Path("r")) == f".venv/bin/python -m {framework}_impl.train --resume r"
     assert hints.photos(framework, Path("r")) == f".venv/bin/python -m {framework}_impl.photos --resume r"
     monkeypatch.setenv("MAKELEVEL", "1")

@@ -79,8 +79,9 @@ def fresh_network(recipe_name: str, arch_name: str | None = None) -> Network:
     recipe = get_recipe(recipe_name)
     if arch_name and arch_name != recipe.arch:
         arch = get_arch(arch_name)
-        fitting = [known for known in RECIPES.values() if known.arch == arch.name]
-        like = fitting or [known for known in RECIPES.values() if get_arch(known.arch).image == arch.image]
+        shown = [known for known in RECIPES.values() if known.dataset in DATASETS]
+        fitting = [known for known in shown if known.arch == arch.name]
+        like = fitting or [known for known in shown if get_arch(known.arch).image == arch.image]
         recipe = replace((like or [recipe])[0], arch=arch.name)
     if recipe.dataset not in DATASETS:
         raise UserError(f"The recipe {recipe.name!r} is of {recipe.dataset}: name a run of it, RUN_TORCH or RUN_FLAX.")

@@ -142,6 +142,7 @@ def run(soak: Soak, out: Path) -> dict[str, Any]:
 def main() -> None:
     """Run it, file the result, and fail where the runs differ."""
     soak = tyro.cli(Soak, prog="python -m stress.soak")
+    register_tiny()
     with TemporaryDirectory() as folder:
         result = run(soak, soak.out or Path(folder))
     path = RESULTS / f"soak-{soak.framework}.json"
@@ -151,10 +152,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    register_tiny()
     if sys.argv[1:2] == ["train"]:
         import importlib
 
+        register_tiny()
         run_train(importlib.import_module(f"{sys.argv[2]}_impl.train").fit, sys.argv[3:])
     else:
         guard(main)

@@ -321,7 +321,7 @@ class Recipe:
             raise UserError("schedule.milestones are for the step schedule; with cosine leave them empty.")
         if self.schedule.warmup_epochs >= self.epochs:
             raise UserError(
-                f"schedule.warmup_epochs is {self.schedule.warmup_epochs:g}; it must be below epochs, which is "
+                f"schedule.warmup_epochs is {self.schedule.warmup_epochs}; it must be below epochs, which is "
                 f"{self.epochs}: train more, or without a warm-up, --schedule.warmup-epochs 0."
             )
         if self.finetune.head == "all" and self.finetune != FineTune():

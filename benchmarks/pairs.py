@@ -7,7 +7,7 @@ stopped, files every run in benchmarks/results/pairs-RECIPE.json, and ends in a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
@@ -86,26 +86,15 @@ def difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     return Difference(mean(each), stdev(each), mean(each) - half, mean(each) + half, len(each))
 
 
-def start(recipe: str, seed: int, folder: Path) -> Path:
-    """Write the initial weights of a pair, as PyTorch draws them with this seed."""
-    from dataclasses import replace
-
-    import torch
-
-    from common.data.load import load_dataset
-    from torch_impl import engine, weights
-    from torch_impl.state import init_state
-    from torch_impl.train import train_epoch
+def initial(recipe: str, seed: int, folder: Path) -> Path:
+    """The initial weights of a pair, as PyTorch draws them with this seed; written where they are not there yet."""
+    from parity_tests.start import start  # whoever writes tables alone needs no framework
+    from torch_impl import weights
 
     path = folder / f"{recipe}-{seed}.safetensors"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        wanted = replace(get_recipe(recipe), seed=seed)
-        data, _ = load_dataset(wanted.dataset, None)
-        arch = wanted.model_arch(data.image, len(data.class_names))
-        state = init_state(wanted, arch, 1, torch.device("cpu"))
-        engine.Engine(train_epoch).start_weights(state, None)
-        weights.save(path, state.model, arch)
+        weights.save(path, *start(replace(get_recipe(recipe), seed=seed)))
     return path
 
 
@@ -143,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 continue
             folder = options.runs / run.name
             print(f"{run.name} of {options.seeds} pairs", flush=True)
-            train(run, folder, float("inf"), ("--init-from", str(start(options.recipe, seed, options.runs))))
+            train(run, folder, float("inf"), ("--init-from", str(initial(options.recipe, seed, options.runs))))
             row = outcome(run, folder)
             assert row
             add(file, row)

@@ -40,7 +40,8 @@ def class_names(path: Path | None = None) -> tuple[str, ...]:
 
 def at_hand() -> Path | None:
     """torchvision's ImageNet weights where this machine has them: what `make weights` wrote."""
-    return next((file for file in (exchange.pretrained_path(),) if file.is_file()), None)
+    file = exchange.pretrained_path()
+    return file if file.is_file() else None
 
 
 def save(path: Path, variables: Mapping[str, Any], arch: Arch, batches_tracked: int = 0, **about: Any) -> None:

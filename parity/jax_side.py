@@ -263,10 +263,16 @@ def _adopted_jvp(primals: Any, tangents: Any) -> Any:
     return adopted(*primals), tangents[0]
 
 
-def train_flags(call: Callable[..., Any], train: bool) -> dict[str, bool]:
-    """The arguments of a model that say whether it trains, under the names that people give them."""
+def train_flags(
+    call: Callable[..., Any], train: Mapping[str, Any] | None, evaluate: Mapping[str, Any] | None
+) -> dict[bool, dict[str, Any]]:
+    """What a model is called with in training (True) and in evaluation (False): what is given for each.
+
+    Where none is, those of its arguments that say whether it trains, under the names that people give them.
+    """
     known = inspect.signature(call).parameters
-    return {name: value == train for name, value in _TRAIN.items() if name in known}
+    usual = [{name: value == on for name, value in _TRAIN.items() if name in known} for on in (False, True)]
+    return {on: usual[on] if given is None else dict(given) for on, given in ((True, train), (False, evaluate))}
 
 
 def padding(given: Any, space: Any, kernel: list[int], stride: list[int], dilation: list[int]) -> list[tuple[int, int]]:

@@ -52,10 +52,7 @@ class Side(JaxSide):
         name: str = "Flax",
     ) -> None:
         self.net, self.layout = model, layout
-        self._flags = {
-            True: train_flags(model.__call__, True) if train is None else dict(train),
-            False: train_flags(model.__call__, False) if evaluate is None else dict(evaluate),
-        }
+        self._flags = train_flags(model.__call__, train, evaluate)
         self._modules: dict[str, Module] = {}
         state = {name: tree for name, tree in variables.items() if name != "params"}
         super().__init__(variables.get("params", {}), state, loss, tx, prepare, dropout, compiler_options, name)

@@ -50,10 +50,7 @@ class Side(JaxSide):
         name: str = "NNX",
     ) -> None:
         self.layout = layout
-        self._flags = {
-            True: train_flags(model.__call__, True) if train is None else dict(train),
-            False: train_flags(model.__call__, False) if evaluate is None else dict(evaluate),
-        }
+        self._flags = train_flags(model.__call__, train, evaluate)
         self._modules: dict[str, Module] = {}
         self._graph, *self._states = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
         params, state = (nnx.to_pure_dict(part) for part in self._states[:2])

@@ -20,19 +20,16 @@ from typing import Annotated, Any
 from unittest import mock
 
 import numpy as np
-import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 import flax_impl.evaluate
-import torch_impl.engine
 import torch_impl.evaluate
 import torch_impl.state
 import torch_impl.train
 from common.commands.evaluate import run_evaluate
 from common.commands.shell import guard
-from common.data.load import load_dataset
 from common.errors import UserError
 from common.frameworks import Framework
 from common.recipes import own
@@ -41,6 +38,7 @@ from common.runs.files import write_json
 from common.runs.folder import RunFolder
 from common.training.options import Device, TrainOptions
 from parity_tests.noise import one_ulp
+from parity_tests.start import start
 from study import runs, site
 from torch_impl import weights
 
@@ -89,8 +87,8 @@ def compare(options: Options) -> Path:
     recipe = replace(whole, epochs=options.epochs, arch=options.arch or whole.arch)
     recipe.check()
     folder = options.out or Path("runs") / f"compare-{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    start = _initial_weights(recipe, options, folder)
-    print(f"{recipe.name}, {recipe.epochs} of its {whole.epochs} epochs, twice from {start}\n")
+    initial = _initial_weights(recipe, options, folder)
+    print(f"{recipe.name}, {recipe.epochs} of its {whole.epochs} epochs, twice from {initial}\n")
     for framework in EVALUATIONS:
         _fit(framework, recipe, options, folder / framework)
     _check_batches(folder)
@@ -110,16 +108,13 @@ def compare(options: Options) -> Path:
 
 
 def _initial_weights(recipe: Recipe, options: Options, folder: Path) -> Path:
-    """Write what both runs start from: the recipe's own initial or pretrained weights, as PyTorch has them."""
-    train, _ = load_dataset(recipe.dataset, options.data_dir)
-    arch = recipe.model_arch(train.image, len(train.class_names))
-    state = torch_impl.state.init_state(recipe, arch, 1, torch.device("cpu"))
-    torch_impl.engine.Engine(torch_impl.train.train_epoch).start_weights(state, None)
+    """Write what both runs start from."""
+    model, arch = start(recipe, options.data_dir)
     try:
         folder.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"Cannot make the folder {folder}: {error.strerror}. Name another one with --out.") from error
-    weights.save(folder / "initial.safetensors", state.model, arch)
+    weights.save(folder / "initial.safetensors", model, arch)
     return folder / "initial.safetensors"
 
 

@@ -189,11 +189,11 @@ def _fit_to_folder(command: _PhotosCommand, recipe: Recipe, start: str) -> Recip
 
 
 def _warn(why: str, recipe: Recipe) -> None:
-    """Say what training from scratch means."""
+    """Say what training from scratch means, and where it was not asked for, what to do about it."""
     side = recipe.preprocess.input_size(None, get_arch(recipe.arch))[0]
     print(
         f"warning: {why}training {recipe.arch} from scratch at {side} x {side} pixels, which needs many more pictures "
-        f"and gets fewer of them right; `make weights` brings torchvision's",
+        f"and gets fewer of them right" + ("; `make weights` brings torchvision's" if why else ""),
         file=sys.stderr,
     )
 

@@ -280,8 +280,8 @@ def test_resuming_with_another_number_of_processes(framework: Framework, tmp_pat
 
 @pytest.mark.parametrize("framework", ["torch", pytest.param("flax", marks=pytest.mark.full)])
 def test_all_processes_stop_early(framework: Framework, tmp_path: Path) -> None:
-    """At a rate so small that nothing improves; resumed, they evaluate once more and are done."""
-    few = ("--val-fraction", "0.1", "--patience", "1", "--epochs", "5", "--optimizer.lr", "1e-12")
+    """At a rate too small to change any score by a bit; resumed, they evaluate once more and are done."""
+    few = ("--val-fraction", "0.1", "--patience", "1", "--epochs", "5", "--optimizer.lr", "1e-30")
     for words in ((), ("--resume",)):
         code, out, err = finish(start(2, f"{framework}_impl.train", *FEW, *few, "--out", str(tmp_path / "run"), *words))
         assert code == 0, err

@@ -66,7 +66,10 @@ class Layout:
                 its splits do not hold the same two classes or more.
         """
         if not root.is_dir():
-            raise UserError(f"The dataset {name!r} is not there: {root.absolute()} is not a folder.")
+            raise UserError(
+                f"The dataset {name!r} is not there: {root.absolute()} is not a folder. Name the folder of your "
+                "photographs: --dataset folder:PATH."
+            )
         tree = Tree(root)
         base = root
         while True:

@@ -367,10 +367,20 @@ def _check_resumable(run: RunFolder, recipe: Recipe, framework: Framework) -> No
 
 
 def changed(before: Recipe, now: Recipe) -> tuple[str, Any, Any] | None:
-    """The first field that differs, with both values; not the number of epochs, which a resumed run may raise, nor the
-    place of a folder of photographs.
+    """The first field that differs, as the command line names it, with both values; not the number of epochs, which a
+    resumed run may raise, nor the place of a folder of photographs.
     """
     old, new = to_dict(before), to_dict(now)
     if before.dataset.startswith(_FOLDER) and now.dataset.startswith(_FOLDER):
         old["dataset"] = new["dataset"]
-    return next(((n, old[n], new[n]) for n in old if old[n] != new[n] and n not in RESUME_MAY_CHANGE), None)
+    for name in RESUME_MAY_CHANGE:
+        old[name] = new[name]
+    return _difference(old, new, "")
+
+
+def _difference(old: Any, new: Any, name: str) -> tuple[str, Any, Any] | None:
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return (name, old, new) if old != new else None
+    parts = [*old, *(part for part in new if part not in old)]
+    found = (_difference(old.get(part), new.get(part), f"{name}.{part}".strip(".")) for part in parts)
+    return next((change for change in found if change), None)

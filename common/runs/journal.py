@@ -95,7 +95,10 @@ class Journal:
             print(f"  {line}")
         if fresh is not None:
             print(f"starting from given weights; fresh: {', '.join(fresh) or 'nothing'}")
-        if progress.finished:
+        if progress.finished and progress.epochs == recipe.epochs:
+            more = "" if recipe.schedule.name == "cosine" else "; --epochs with a larger number trains on"
+            print(f"resuming after epoch {progress.epochs}, the last: it is evaluated once more{more}")
+        elif progress.finished:
             print(f"resuming after epoch {progress.epochs}")
         elif progress.step:
             print(f"resuming after step {progress.step}, in epoch {progress.epoch + 1}")

@@ -147,7 +147,7 @@ def test_a_killed_run_goes_on_bit_for_bit(framework: Framework, calm: Callable[[
         kill(framework, path, moment, *EVERY, "--resume")
     code, said = train(framework, path, *EVERY, "--resume")
     assert code == 0, said
-    assert "resuming after epoch 2" in said
+    assert "resuming after epoch 2, the last: it is evaluated once more" in said
     assert_same_run(path, calm(framework))
     assert stems(path) == [
         *("epoch_0000_step_00000002", "epoch_0000_step_00000004", "epoch_0001"),

@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from itertools import cycle
 from typing import Any, TypeVar
 
@@ -35,11 +35,55 @@ def check_system() -> None:
         raise UserError("Reading in worker processes needs Linux: say --workers 0.")
 
 
+class _Worker:
+    """A process that answers through a socket until it is ended, or until this process is gone."""
+
+    def __init__(self) -> None:
+        self.channel, theirs = socket.socketpair()
+        code = f"import sys; sys.path[:] = {[*map(str, sys.path)]!a}; import {__name__} as w; w.work({theirs.fileno()})"
+        # Ctrl-C reaches all processes of a terminal: new ones are deaf to it from the start, and this one waits.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            command = [sys.executable, "-c", code]
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
+        except BaseException:
+            self.channel.close()
+            raise
+        finally:
+            theirs.close()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def ask(self, what: bytes | int) -> socket.socket:
+        """Give it a pickle of `read`, or a step to be read; returns where the answer to the step comes."""
+        self.channel.sendall(pickle.dumps(what))
+        return self.channel
+
+    def end(self) -> None:
+        """Kill it."""
+        self.channel.close()
+        self.process.kill()
+        self.process.wait()
+
+
+_spare: list[list[_Worker]] = []  # of each `kept` that has begun, the processes that wait for a pass
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Within it, processes that have read a whole pass wait for the next one; at its end they end."""
+    _spare.append([])
+    try:
+        yield
+    finally:
+        for worker in _spare.pop():
+            worker.end()
+
+
 def read(read: Callable[[int], T], steps: range, workers: int) -> Iterator[T]:
     """Read steps in processes, each the next but `workers`, and give them in order.
 
-    A process holds up to three results. It ends with the iterator, and after the step it is at if this process is gone,
-    however that ended; Ctrl-C and SIGTERM are this process's to answer.
+    A process holds up to three results. It ends with the iterator (within `kept`, if that is left early), and after the
+    step it is at if this process is gone, however that ended; Ctrl-C and SIGTERM are this process's to answer.
 
     Args:
         read: reads a step. It is pickled, and the processes import the modules that it needs. Large arrays in what it
@@ -52,53 +96,42 @@ def read(read: Callable[[int], T], steps: range, workers: int) -> Iterator[T]:
         RuntimeError: `read` raised anything else; with its traceback.
     """
     check_system()
-    with ExitStack() as stack:
-        channels = [stack.enter_context(_worker()) for _ in range(min(workers, len(steps)))]
-        asked: deque[socket.socket] = deque()
-        try:
-            for channel in channels:
-                channel.sendall(pickle.dumps(read))
-            for step, channel in zip(steps, cycle(channels), strict=False):
-                channel.sendall(b"%d\n" % step)
-                asked.append(channel)
-                if len(asked) == _AHEAD * len(channels):
-                    yield _receive(asked.popleft())
-            while asked:
+    spare, crew, asked = _spare[-1] if _spare else None, list[_Worker](), deque[socket.socket]()
+    try:
+        for _ in range(min(workers, len(steps))):
+            crew.append(spare.pop() if spare else _Worker())
+        for worker in crew:
+            worker.ask(pickle.dumps(read))
+        for step, worker in zip(steps, cycle(crew), strict=False):
+            asked.append(worker.ask(step))
+            if len(asked) == _AHEAD * len(crew):
                 yield _receive(asked.popleft())
-        except ConnectionError as error:
-            raise UserError(
-                "A process that reads images died. Memory may be too small: take fewer --workers or smaller batches; "
-                "--workers 0 reads in this process."
-            ) from error
-
-
-@contextmanager
-def _worker() -> Iterator[socket.socket]:
-    """Start a process, which is killed when the `with` block ends; this is the socket through which it answers."""
-    ours, theirs = socket.socketpair()
-    code = f"import sys; sys.path[:] = {[*map(str, sys.path)]!a}; import {__name__} as w; w.work({theirs.fileno()})"
-    with ours:
-        # Ctrl-C reaches all processes of a terminal: new ones are deaf to it from the start, and this one waits.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        try:
-            command = [sys.executable, "-c", code]
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
-        finally:
-            theirs.close()
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        try:
-            yield ours
-        finally:
-            process.kill()
-            process.wait()
+        while asked:
+            yield _receive(asked.popleft())
+        if spare is not None:
+            spare += crew
+            crew = []
+    except ConnectionError as error:
+        raise UserError(
+            "A process that reads images died. Memory may be too small: take fewer --workers or smaller batches; "
+            "--workers 0 reads in this process."
+        ) from error
+    finally:
+        for worker in crew:
+            worker.end()
 
 
 def work(number: int) -> None:
-    """A worker's life: unpickle `read`, and answer each step that comes through an open socket, until nobody asks."""
-    with socket.socket(fileno=number) as channel, channel.makefile("rb") as asked, suppress(ConnectionError):
-        read, error = _attempt(pickle.load, asked)
-        for step in asked:
-            _send(channel, (None, error) if error else _attempt(read, int(step)))
+    """A worker's life: unpickle each `read` that comes through an open socket, and answer the steps that follow it."""
+    read: Any = None
+    failed: Exception | None = None
+    with socket.socket(fileno=number) as channel, channel.makefile("rb") as asked, suppress(ConnectionError, EOFError):
+        while True:
+            what = pickle.load(asked)
+            if isinstance(what, bytes):
+                read, failed = _attempt(pickle.loads, what)
+            else:
+                _send(channel, (None, failed) if failed else _attempt(read, what))
 
 
 def _attempt(function: Callable[[Any], Any], argument: Any) -> tuple[Any, Exception | None]:

@@ -10,6 +10,7 @@ from traceback import clear_frames
 from typing import Any, Generic
 
 from common.arch.spec import Arch
+from common.data import workers
 from common.data.bad import check_bad, find_bad
 from common.data.batch import Batch
 from common.data.dataset import Dataset
@@ -49,7 +50,7 @@ def fit(engine: Engine[State], recipe: Recipe, options: TrainOptions) -> Path | 
     check_logs(options.log)
     if options.deterministic:
         engine.be_deterministic()
-    with engine.in_touch():
+    with engine.in_touch(), workers.kept():
         data, skipped = _load(recipe, options)
         train = data["train"]
         arch = recipe.model_arch(train.image, len(train.class_names))

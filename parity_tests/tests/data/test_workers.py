@@ -22,6 +22,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from benchmarks.input import make_photographs, ours
 from common.data import draws, workers
 from common.data.batch import Batch
 from common.data.crops import HostCrop, random_resized_crop
@@ -104,9 +105,9 @@ def test_draws_of_photographs_are_those_of_stored_images(folder: Path, mix: Mix)
             list(batches(data, recipe, epoch, train=True))
             for data in (photographs, replace(photographs, image=(28, 28, 3), source=stored))
         )
-        for ours, theirs in zip(one, other, strict=True):
-            assert ours.draws.keys() == theirs.draws.keys() >= {"crop", "flip", "jitter", "pca"}
-            for name, array in ours.draws.items():
+        for own, theirs in zip(one, other, strict=True):
+            assert own.draws.keys() == theirs.draws.keys() >= {"crop", "flip", "jitter", "pca"}
+            for name, array in own.draws.items():
                 np.testing.assert_array_equal(array, theirs.draws[name], strict=True)
 
 
@@ -207,6 +208,37 @@ def test_workers_end_with_the_iterator() -> None:
     assert all(map(is_gone, seen))
     seen = list(workers.read(process_id, range(3), 2))
     assert all(map(is_gone, seen))
+
+
+def test_the_photographs_of_the_benchmark_can_be_read(tmp_path: Path) -> None:
+    assert make_photographs(tmp_path, (60, 45), names=120, files=8) > 0
+    assert next(ours(tmp_path, 0)).images.shape == (32, 224, 224, 3)
+
+
+def test_workers_are_kept_for_the_next_pass() -> None:
+    """Another one, of fewer steps, too; one that is left early ends its own, and all end with what keeps them."""
+    with workers.kept():
+        first = set(workers.read(process_id, range(8), 2))
+        assert len(first) == 2
+        assert set(workers.read(double_id, range(1), 2)) < {2 * pid for pid in first}
+        assert set(workers.read(process_id, range(8), 2)) == first
+        with closing(workers.read(process_id, range(1000), 3)) as results:  # type: ignore[type-var]
+            second = {next(results) for _ in range(6)}
+        assert first < second
+        assert all(map(is_gone, second))
+        with pytest.raises(UserError, match="no step 0"):
+            list(workers.read(refuse, range(8), 1))
+        third = set(workers.read(process_id, range(8), 1))
+        assert not any(map(is_gone, third))
+    assert all(map(is_gone, third))
+
+
+def double_id(step: int) -> int:
+    return 2 * os.getpid()
+
+
+def refuse(step: int) -> int:
+    raise UserError(f"no step {step}")
 
 
 def slow(step: int) -> int:

@@ -265,7 +265,7 @@ def test_what_is_given_besides_is_checked(
     before = snapshot(path)
     for words, said in (
         (("--resume", path, "--seed", 1), "ran with seed = 0, not 1"),
-        (("--resume", path, "--optimizer.lr", 0.5), f"ran with optimizer.lr = {DIGITS.optimizer.lr}, not 0.5: a resumed"),
+        (("--resume", path, "--optimizer.lr", 0.5), f"ran with optimizer.lr = {DIGITS.optimizer.lr}, not 0.5"),
         (("fashion_mnist_lenet", "--dataset", "digits", "--preprocess.resize", 28, "--resume", path), "a resumed run"),
         (
             ("--resume", path, "--out", tmp_path),

@@ -566,7 +566,10 @@ BAD_INPUT = {
     "crop": ((*FAST, "--preprocess.crop", "9"), r"preprocess\.crop is 9, larger than the padded 8x8 images"),
     "channels": ((*FAST, "--preprocess.mean", "1", "1", "1"), r"preprocess\.mean has 3 values for images of 1 channel"),
     "resume": ((*FAST, "--resume", "--out", "nowhere"), r"nowhere is not a run folder"),
-    "folder": ((*FAST, "--dataset", "folder:nowhere"), r"'folder:nowhere' is not there: .*/nowhere is not a folder. Name the folder of your"),
+    "folder": (
+        (*FAST, "--dataset", "folder:nowhere"),
+        r"'folder:nowhere' is not there: .*/nowhere is not a folder. Name",
+    ),
     "weights": ((*FAST, "--init-from", "nowhere.safetensors"), r"There is no file .*nowhere\.safetensors"),
 }
 

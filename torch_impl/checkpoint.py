@@ -76,15 +76,17 @@ def load_model(path: Path, arch: Arch) -> AlexNet | LeNet:
     Raises:
         UserError: the file cannot be read or does not fit `arch`.
     """
-    model, content = build(arch), _read(path)
+    content = _read(path, mapped=True)  # all but the network stays on the disk
+    with torch.device("meta"):  # draws no weights, for the file's take their places
+        model = build(arch)
     try:
-        model.to(next(iter(content["model"].values())).dtype).load_state_dict(content["model"])
+        model.load_state_dict(content["model"], assign=True)
     except Exception as error:  # as above
         raise UserError(f"{path} is not a checkpoint of {arch.name}: {first_line(error)}.") from error
     return model
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, mapped: bool = False) -> dict[str, Any]:
     if not path.is_file():
         raise missing(path)
     try:
@@ -93,7 +95,7 @@ def _read(path: Path) -> dict[str, Any]:
                 raise DamagedError(f"{path} is no checkpoint: {packed[0]} in it is compressed, which no tensor is.")
             if damaged := archive.testzip():  # which torch.load does not look for
                 raise DamagedError(f"{path} is damaged: the checksum of {damaged} is wrong.")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except DamagedError:
         raise
     except pickle.UnpicklingError as error:

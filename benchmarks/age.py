@@ -17,6 +17,7 @@ from common.errors import UserError
 from parity_tests.results import RESULTS, ROOT
 
 PRODUCT = ("common", "torch_impl", "flax_impl")
+BENCHMARKS = ("benchmarks", ":(exclude)benchmarks/results")
 PROOF = (*PRODUCT, "parity", "parity_tests/sides.py", "parity_tests/together.py")
 
 
@@ -26,7 +27,7 @@ class Origin:
 
     Attributes:
         command: that makes it.
-        code: folders and files that decide what it says.
+        code: folders and files that decide what it says, as git takes them.
     """
 
     command: str
@@ -37,17 +38,18 @@ class Origin:
 ORIGINS = {
     "accuracy.json": Origin("make results ARGS=--again", PRODUCT),
     "ablation-*.json": Origin("make ablation", (*PRODUCT, "benchmarks/ablation.py")),
-    "bench-growth.json": Origin("make growth", (*PRODUCT, "benchmarks")),
-    "bench-*.json": Origin("make bench", (*PRODUCT, "benchmarks")),
+    "bench-growth.json": Origin("make growth", (*PRODUCT, *BENCHMARKS)),
+    "bench-*.json": Origin("make bench", (*PRODUCT, *BENCHMARKS)),
     "curve-*.json": Origin("make test-full", (*PROOF, "parity_tests/curves.py")),
     "dropout-*.json": Origin(
         ".venv/bin/python -m benchmarks.dropout", ("torch_impl/dropout.py", "benchmarks/dropout.py")
     ),
     "fuzz.json": Origin("make fuzz", (*PRODUCT, "stress/fuzz.py")),
     "input-*.json": Origin(".venv/bin/python -m benchmarks.input", ("common/data", "benchmarks/input.py")),
+    "memory-*.json": Origin(".venv/bin/python -m benchmarks.memory", (*PRODUCT, "study", "benchmarks/memory.py")),
     "mutants-*.json": Origin("make mutants", (*PROOF, "parity_tests/mutants.py", "parity_tests/planted.py")),
     "mutation.json": Origin("make mutate", ()),  # each file in it has a commit of its own
-    "pairs-*.json": Origin(".venv/bin/python -m benchmarks.pairs", PRODUCT),
+    "pairs-*.json": Origin(".venv/bin/python -m benchmarks.pairs RECIPE --again", PRODUCT),
     "parity-*.json": Origin("make parity", (*PROOF, "parity_tests/table.py")),
     "programs-*.json": Origin(".venv/bin/python -m parity_tests.programs", ("flax_impl", "common/arch")),
     "soak-*.json": Origin("make soak", (*PRODUCT, "stress/soak.py")),
@@ -98,7 +100,8 @@ def since(commit: str | None, code: tuple[str, ...], root: Path = ROOT) -> str:
     count = int(listed.stdout)
     if not count:
         return f"is of {name[:8]} with changes that were not committed" if changed else ""
-    return f"is of {name[:8]}; {', '.join(code)} changed in {count} commit{'s' * (count > 1)} since"
+    named = ", ".join(path for path in code if not path.startswith(":"))
+    return f"is of {name[:8]}; {named} changed in {count} commit{'s' * (count > 1)} since"
 
 
 @dataclass(frozen=True)

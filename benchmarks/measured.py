@@ -133,15 +133,25 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def add(file: Path, row: dict[str, Any]) -> None:
-    """File a row, in place of an earlier one of the same run; rows stay in order."""
-    rows = {tuple(map(str, map(each.get, KEY))): each for each in [*read(file), row]}
+    """File a row, in place of an earlier one of the same run, but a part of a run never in place of a whole one."""
+    rows = {tuple(map(str, map(each.get, KEY))): each for each in read(file)}
+    before = rows.get(key := tuple(map(str, map(row.get, KEY))))
+    if before and is_whole(before) and not is_whole(row):
+        print(f"The run that is filed was whole, and this one is of {row['epochs']} epochs: it stays.")
+        return
+    rows[key] = row
     write_json(file, [rows[key] for key in sorted(rows)])
+
+
+def is_whole(row: dict[str, Any]) -> bool:
+    """Whether a run has had all of its epochs."""
+    return bool(row["epochs"] == row["of_epochs"])
 
 
 def is_filed(run: Run, rows: Sequence[dict[str, Any]], *, gpu: bool) -> bool:
     """Whether a run is there with all of its epochs."""
     key = (run.recipe, run.framework, run.seed, list(run.changes), gpu)
-    return any(tuple(map(row.get, KEY)) == key and row["epochs"] == row["of_epochs"] for row in rows)
+    return any(tuple(map(row.get, KEY)) == key and is_whole(row) for row in rows)
 
 
 def outcome(run: Run, folder: Path) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ stopped, files every run in benchmarks/results/pairs-RECIPE.json, and ends in a 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
@@ -15,11 +16,12 @@ from typing import Annotated, Any
 
 import tyro
 
-from benchmarks.measured import Run, add, is_filed, outcome, read, train
+from benchmarks.measured import Run, add, is_filed, is_whole, outcome, read, train
 from common.commands.shell import guard
 from common.errors import UserError
 from common.frameworks import FRAMEWORKS
 from common.recipes.zoo import get_recipe
+from common.system import commit
 from parity_tests.results import RESULTS, ROOT
 
 MARGIN = 1.0  # percentage points: frameworks whose accuracies lie this close are taken for equally good
@@ -34,12 +36,14 @@ class Options:
         seeds: how many.
         runs: folder of the runs.
         results: folder of what is filed.
+        again: train those that are filed, too, for results of the code as it is.
     """
 
     recipe: Annotated[str, tyro.conf.Positional] = "digits"
     seeds: int = 5
     runs: Path = ROOT / "runs" / "pairs"
     results: Path = RESULTS
+    again: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,9 +104,7 @@ def initial(recipe: str, seed: int, folder: Path) -> Path:
 
 def by_seed(rows: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]]:
     """Final accuracies of PyTorch and of Flax, of the seeds that both have."""
-    last = {
-        (row["framework"], row["seed"]): row["test_accuracy"][-1] for row in rows if row["epochs"] == row["of_epochs"]
-    }
+    last = {(row["framework"], row["seed"]): row["test_accuracy"][-1] for row in rows if is_whole(row)}
     seeds = sorted(seed for framework, seed in last if framework == "torch" and ("flax", seed) in last)
     return [last["torch", seed] for seed in seeds], [last["flax", seed] for seed in seeds]
 
@@ -115,7 +117,7 @@ def check_batches(rows: Sequence[dict[str, Any]]) -> None:
     """
     fed: dict[int, set[str]] = {}
     for row in rows:
-        fed.setdefault(row["seed"], set()).add(row["batches_sha256"])
+        fed.setdefault(row["seed"], set()).add(json.dumps(row["batches_sha256"], sort_keys=True))
     if uneven := [seed for seed, hashes in fed.items() if len(hashes) > 1]:
         raise UserError(f"The runs of seed {uneven[0]} were fed different batches: did the data change between them?")
 
@@ -125,14 +127,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.pairs")
     get_recipe(options.recipe)
     file = options.results / f"pairs-{options.recipe}.json"
+    filed = [] if options.again else read(file)
+    parent = options.runs / f"again-{(commit() or 'here')[:8]}" if options.again else options.runs
     for seed in range(options.seeds):
         for framework in FRAMEWORKS:
             run = Run(options.recipe, framework, seed)
-            if any(is_filed(run, read(file), gpu=gpu) for gpu in (False, True)):
+            if any(is_filed(run, filed, gpu=gpu) for gpu in (False, True)):
                 continue
-            folder = options.runs / run.name
+            folder = parent / run.name
             print(f"{run.name} of {options.seeds} pairs", flush=True)
-            train(run, folder, float("inf"), ("--init-from", str(initial(options.recipe, seed, options.runs))))
+            train(run, folder, float("inf"), ("--init-from", str(initial(options.recipe, seed, parent))))
             row = outcome(run, folder)
             assert row
             add(file, row)

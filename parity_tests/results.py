@@ -17,7 +17,7 @@ Record = Callable[[str, dict[str, Any]], None]
 
 def file(path: Path, result: dict[str, Any]) -> None:
     """Write a result as JSON, and the commit of the code that it is of."""
-    write_json(path, {"commit": commit()} | result)
+    write_json(path, {"commit": None} | result | {"commit": commit()})
 
 
 def record(name: str, result: dict[str, Any]) -> None:

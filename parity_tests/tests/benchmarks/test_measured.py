@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from benchmarks import age, measured
-from benchmarks.measured import CPU, FILE, GPU, Run, read, settings
+from benchmarks.measured import CPU, FILE, GPU, Run, add, read, settings
 from benchmarks.measured_tables import NONE, PAGES, RESULTS_PAGE, cell, fill, pages
 from common.errors import UserError
 from common.recipes.zoo import RECIPES
+from parity_tests import results
 from parity_tests.results import RESULTS, ROOT
 
 ROWS = read(FILE)
@@ -133,7 +134,8 @@ def test_every_result_says_what_it_comes_from() -> None:
     for file in RESULTS.glob("*.json"):
         assert list(age.commits(file.name, json.loads(file.read_text("utf-8")))), file.name
     for found in age.ORIGINS.values():
-        assert all((ROOT / path).exists() for path in found.code), found
+        paths = (path.removeprefix(":(exclude)") for path in found.code)
+        assert all((ROOT / path).exists() for path in paths), found
     with pytest.raises(UserError, match=r"unheard\.json"):
         age.origin("unheard.json")
 
@@ -146,6 +148,7 @@ def test_a_result_of_earlier_code_is_told(tmp_path: Path) -> None:
         ).stdout.strip()
 
     def commit(file: str) -> str:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text(f"{file} {len(list(tmp_path.iterdir()))}")
         git("add", ".")
         git("commit", "-m", file)
@@ -158,5 +161,24 @@ def test_a_result_of_earlier_code_is_told(tmp_path: Path) -> None:
     assert "not committed" in age.since(f"{first}+changes", ("code.py",), tmp_path)
     commit("code.py")
     assert age.since(first, ("code.py",), tmp_path) == f"is of {first[:8]}; code.py changed in 1 commit since"
+    second, code = commit("made/code.py"), ("made", ":(exclude)made/results.json")
+    commit("made/results.json")  # which is no code
+    assert age.since(second, code, tmp_path) == ""
+    assert age.since(first, code, tmp_path) == f"is of {first[:8]}; made changed in 1 commit since"
     assert "does not know" in age.since("0" * 40, ("code.py",), tmp_path)
     assert "does not say" in age.since(None, ("code.py",), tmp_path)
+
+
+def test_a_part_of_a_run_takes_no_whole_ones_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, run = tmp_path / "accuracy.json", {"recipe": "digits", "framework": "torch", "seed": 0, "changes": []}
+    for epochs, kept in ((1, 1), (3, 3), (2, 3), (4, 4)):
+        add(file, run | {"epochs": epochs, "of_epochs": max(epochs, 3)})
+        assert [row["epochs"] for row in read(file)] == [kept]
+    assert "of 2 epochs: it stays" in capsys.readouterr().out
+
+
+def test_a_result_is_of_the_code_that_files_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where what was filed before is filed with it."""
+    monkeypatch.setattr(results, "commit", lambda: "of now")
+    results.file(tmp_path / "it.json", {"commit": "of then", "rows": []})
+    assert json.loads((tmp_path / "it.json").read_text()) == {"commit": "of now", "rows": []}

@@ -50,7 +50,7 @@ def test_pairs_are_trained_from_equal_weights_and_filed(
 
     def outcome(run: Run, folder: Path) -> dict[str, Any]:
         told = {"recipe": run.recipe, "framework": run.framework, "seed": run.seed, "changes": [], "gpu": False}
-        return told | {"epochs": 8, "of_epochs": 8, "test_accuracy": [0.98], "batches_sha256": f"of {run.seed}"}
+        return told | {"epochs": 8, "of_epochs": 8, "test_accuracy": [0.98], "batches_sha256": {"1": f"of {run.seed}"}}
 
     monkeypatch.setattr(pairs, "train", train)
     monkeypatch.setattr(pairs, "outcome", outcome)
@@ -67,6 +67,6 @@ def test_pairs_are_trained_from_equal_weights_and_filed(
     pairs.main(words)
     assert len(begun) == 4
     rows = read(tmp_path / "pairs-digits.json")
-    rows[0]["batches_sha256"] = "others"
+    rows[0]["batches_sha256"] = {"1": "others"}
     with pytest.raises(UserError, match="seed 0 were fed different"):
         pairs.check_batches(rows)

@@ -114,7 +114,8 @@ class FineTune:
 
     Attributes:
         head: the layers trained in full: `all`, the `dense` ones or the `last` one. The others are the backbone.
-        freeze_epochs: for so long the backbone stays as it is, and its optimizer's memory empty.
+        freeze_epochs: for so long the backbone's parameters stay as they are, and its optimizer's memory empty. Running
+            averages of batch norm are no parameters: they go on.
         backbone_lr: multiplies the backbone's learning rate.
     """
 
@@ -282,7 +283,17 @@ class Recipe:
             ("optimizer.lr", self.optimizer.lr, 0 < self.optimizer.lr < inf, "positive and finite"),
             ("optimizer.momentum", self.optimizer.momentum, 0 <= self.optimizer.momentum < 1, "in [0, 1)"),
             ("optimizer.weight_decay", self.optimizer.weight_decay, self.optimizer.weight_decay >= 0, "at least 0"),
+            ("optimizer.beta1", self.optimizer.beta1, 0 <= self.optimizer.beta1 < 1, "in [0, 1)"),
+            ("optimizer.beta2", self.optimizer.beta2, 0 <= self.optimizer.beta2 < 1, "in [0, 1)"),
+            ("optimizer.eps", self.optimizer.eps, 0 < self.optimizer.eps < inf, "positive and finite"),
             ("optimizer.clip_norm", self.optimizer.clip_norm, self.optimizer.clip_norm >= 0, "at least 0"),
+            (
+                "schedule.milestones",
+                self.schedule.milestones,
+                min(self.schedule.milestones, default=1) >= 1,
+                "at least 1",
+            ),
+            ("schedule.gamma", self.schedule.gamma, 0 <= self.schedule.gamma < inf, "at least 0 and finite"),
             ("schedule.warmup_epochs", self.schedule.warmup_epochs, self.schedule.warmup_epochs >= 0, "at least 0"),
             ("schedule.final", self.schedule.final, 0 <= self.schedule.final <= 1, "in [0, 1]"),
             ("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "in [0, 1)"),
@@ -310,6 +321,8 @@ class Recipe:
             raise UserError("optimizer.nesterov needs optimizer.momentum above 0.")
         if self.preprocess.random_resized_crop and not self.preprocess.crop:
             raise UserError("preprocess.random_resized_crop needs preprocess.crop, the side to resize to.")
+        if self.preprocess.pad and not self.preprocess.crop:
+            raise UserError("preprocess.pad gives a crop room, and there is none: set preprocess.crop, its side.")
         self._check_combinations()
 
     def _check_combinations(self) -> None:
@@ -338,13 +351,26 @@ class Recipe:
             raise UserError(f"class_weights has {len(self.class_weights)} values for {classes} classes.")
         height, width, channels = self.preprocess.input_size(stored, arch)
         arch = arch.adapt(height=height, width=width, channels=channels, classes=classes)
+        self.check_rest(arch, self.micro_batch)
+        return arch
+
+    def check_rest(self, arch: Arch, examples: int) -> None:
+        """Refuse batch norm of a single value in training: PyTorch does, and in Flax everything becomes 0.
+
+        Args:
+            arch: to be trained.
+            examples: in a pass; what batches leave over is a batch, too.
+
+        Raises:
+            UserError: a batch, or micro-batch, is of one example, and a norm's feature map of one pixel.
+        """
         single = [layer.name for layer in arch.layers() if layer.kind == "batch_norm" and layer.output[:2] == (1, 1)]
-        if single and self.micro_batch == 1:  # PyTorch refuses it, and in Flax everything becomes 0
+        if single and (examples == 1 or self.micro_batch == 1 or examples % self.micro_batch == 1):
+            rest = "" if self.micro_batch == 1 else f", which {examples:,} examples leave over"
             raise UserError(
                 f"{arch.name}: {single[0]} has one value a channel to normalise, with batches of 1 (batch_size "
-                f"{self.batch_size}, accumulate {self.accumulate}): take more examples, or larger images."
+                f"{self.batch_size}, accumulate {self.accumulate}{rest}): take another batch size, or larger images."
             )
-        return arch
 
 
 def _are_weights(weights: ClassWeights) -> bool:

@@ -93,6 +93,8 @@ class Journal:
         print(f"{train.name}: {len(train):,} training, {held} images, {len(train.class_names)} classes")
         for line in described(data):
             print(f"  {line}")
+        if frozen := min(recipe.finetune.freeze_epochs, recipe.epochs):
+            print(f"the backbone is frozen in {'all epochs' if frozen == recipe.epochs else f'the first {frozen}'}")
         if fresh is not None:
             print(f"starting from given weights; fresh: {', '.join(fresh) or 'nothing'}")
         if progress.finished and progress.epochs == recipe.epochs:

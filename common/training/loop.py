@@ -54,6 +54,7 @@ def fit(engine: Engine[State], recipe: Recipe, options: TrainOptions) -> Path | 
         data, skipped = _load(recipe, options)
         train = data["train"]
         arch = recipe.model_arch(train.image, len(train.class_names))
+        recipe.check_rest(arch, len(train))
         if recipe.class_weights == "balanced":
             recipe = replace(recipe, class_weights=train.balanced_weights())
         if recipe.patience and "val" not in data:

@@ -105,6 +105,12 @@ def test_batch_norm_of_one_value_a_channel_is_refused(monkeypatch: pytest.Monkey
     with pytest.raises(UserError, match=r"norm1 has one value a channel .* batches of 1 \(batch_size 4, accumulate 4"):
         replace(recipe, accumulate=4).model_arch((8, 8, 2), 3)
     replace(recipe, accumulate=2).model_arch((8, 8, 2), 3)
+    small = replace(recipe, accumulate=2).model_arch((8, 8, 2), 3)
+    for examples in (2, 8, 12, 1438):
+        replace(recipe, accumulate=2).check_rest(small, examples)
+    for examples in (1, 3, 9, 1437):
+        with pytest.raises(UserError, match=f"accumulate 2, which {examples:,} examples leave over"):
+            replace(recipe, accumulate=2).check_rest(small, examples)
     for more in ((8, 9), (9, 8), (9, 9)):
         replace(recipe, accumulate=4).model_arch((*more, 2), 3)
     monkeypatch.setitem(ARCHS, "small", replace(arch, convs=(replace(arch.convs[0], norm=None), *arch.convs[1:])))

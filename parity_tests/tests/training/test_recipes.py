@@ -41,6 +41,7 @@ from common.data.spec import DATASETS
 from common.errors import UserError
 from common.recipes.spec import IMAGENET_PCA, FineTune, LossScale, Mix, Optimizer, Preprocess, Recipe, Schedule
 from common.recipes.zoo import ABOUT, RECIPES, get_recipe
+from parity_tests.published import leaves
 
 every_recipe = pytest.mark.parametrize("name", RECIPES)
 
@@ -144,6 +145,7 @@ def test_json_is_read_strictly() -> None:
         ({"optimizer": Optimizer(weight_decay=-1)}, r"optimizer\.weight_decay is -1; it must be at least 0"),
         ({"optimizer": Optimizer(nesterov=True)}, r"optimizer\.nesterov needs optimizer\.momentum above 0"),
         ({"preprocess": Preprocess(pad=-1)}, r"preprocess\.pad is -1; it must be at least 0"),
+        ({"preprocess": Preprocess(pad=4)}, r"preprocess\.pad gives a crop room, .* set preprocess\.crop"),
         ({"preprocess": Preprocess(std=(1, 0))}, r"preprocess\.std is \(1, 0\); it must be positive"),
         ({"preprocess": Preprocess(random_resized_crop=True)}, r"random_resized_crop needs preprocess\.crop"),
         ({"preprocess": Preprocess(brightness=-0.1)}, r"preprocess\.brightness is -0\.1; it must be at least 0"),
@@ -185,6 +187,11 @@ LIMITS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "optimizer.momentum": ((0.0, BELOW_1), (-SMALLEST, 1.0)),
     "optimizer.weight_decay": ((0.0,), (-SMALLEST,)),
     "optimizer.clip_norm": ((0.0, SMALLEST), (-SMALLEST,)),
+    "optimizer.beta1": ((0.0, BELOW_1), (-SMALLEST, 1.0)),
+    "optimizer.beta2": ((0.0, BELOW_1), (-SMALLEST, 1.0)),
+    "optimizer.eps": ((SMALLEST, sys.float_info.max), (0.0, -SMALLEST, math.inf)),
+    "schedule.milestones": (((), (1,), (9, 1)), ((0,), (-1,), (3, 0))),
+    "schedule.gamma": ((0.0, ABOVE_1), (-SMALLEST, math.inf)),
     "schedule.warmup_epochs": ((0.0, math.nextafter(8, 0)), (-SMALLEST, 8.0)),
     "schedule.final": ((0.0, 1.0), (-SMALLEST, ABOVE_1)),
     "mix.mixup": ((0.0, SMALLEST), (-SMALLEST,)),
@@ -218,6 +225,12 @@ def test_the_limits_of_each_field(field: str) -> None:
     for value in (*impossible, *([(math.nan,)] if isinstance(impossible[0], tuple) else [math.nan])):
         with pytest.raises(UserError, match=re.escape(f"{field} is {value}")):
             check(value)
+
+
+def test_every_number_has_its_limits() -> None:
+    """But for those of preprocessing, which share one rule, and its mean, which may be any."""
+    numbers = {path for path, value in leaves(get_recipe("digits")).items() if type(value) in (int, float)}
+    assert {path for path in numbers if not path.startswith("preprocess.")} <= LIMITS.keys()
 
 
 @pytest.mark.parametrize("mix", [Mix(mixup=0.1), Mix(cutmix=0.1)])

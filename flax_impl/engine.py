@@ -117,6 +117,10 @@ class Engine:
         """Training steps so far."""
         return int(state.step)
 
+    def left_out(self, state: TrainState) -> int:
+        """Those of them that changed nothing, since float16's gradients overflowed."""
+        return 0 if state.scaler.scale is None else int(state.step) - int(state.updates)
+
     def evaluate(self, state: TrainState, feed: Any) -> Scores:
         """Score the network on a split."""
         return evaluate(state.model, state.variables, feed)

@@ -115,6 +115,10 @@ class Engine:
         """Training steps so far."""
         return state.step
 
+    def left_out(self, state: TrainState) -> int:
+        """Those of them that changed nothing, since float16's gradients overflowed."""
+        return state.step - state.schedule.last_epoch
+
     def evaluate(self, state: TrainState, feed: Any) -> Scores:
         """Score the network on a split."""
         return evaluate(state.model, feed)

@@ -168,6 +168,8 @@ class Journal:
         self.stop_if_asked(self.run.checkpoint(progress.epochs, self.framework))
         held = "  ".join(f"{split} {told(score.mean_loss, score.accuracy)}" for split, score in scores.items())
         print(f"{self.title(progress.epochs)}  {progress.summary()} | {held}", flush=True)
+        if left := progress.rows[-1].get("left_out") if progress.rows else 0:
+            print(f"  {left:,} of {progress.step:,} steps so far changed nothing: float16 overflowed", flush=True)
 
     def title(self, epoch: int) -> str:
         """An epoch among all, counted from 1, as wide as the last one: `epoch  3/12`."""
@@ -280,36 +282,38 @@ class EpochRecord:
         """Steps of this epoch so far."""
         return self.step - self.epoch * self.journal.steps
 
-    def __call__(self, batch: Batch, sums: Mapping[str, Any]) -> None:
+    def __call__(self, batch: Batch, sums: Mapping[str, Any], left_out: Callable[[], int] = int) -> None:
         """Add one step.
 
         Args:
             batch: that was trained on.
             sums: `loss` and `correct` summed over the batch and its `count`, as device scalars.
+            left_out: counts the steps so far that float16's overflow left without an update.
 
         Raises:
             NonFiniteError: the losses since the last row come to NaN or infinity.
         """
         if self.window and self.step % self.journal.log_every == 0:
-            self._flush()  # of the steps before this one, which the device works on while these are waited for
+            self._flush(left_out)  # of the steps before this one, on which the device works while these are waited for
         self.step += 1
         digest = hashlib.sha256(self.digest.encode())
         batch.update(digest)
         self.digest = digest.hexdigest()
         self.window = {name: self.window[name] + value for name, value in sums.items()} if self.window else dict(sums)
         if self.done == self.journal.steps:
-            self._flush()
+            self._flush(left_out)
         self.show(self)
 
-    def _flush(self) -> None:
-        sums = self._read_window()
+    def _flush(self, left_out: Callable[[], int]) -> None:
+        sums, recipe = self._read_window(), self.journal.recipe
+        left = {"left_out": left_out()} if recipe.precision == "float16" else {}
         now = perf_counter()
-        lr = self.journal.recipe.learning_rate(self.step - 1, self.journal.steps)
+        lr = recipe.learning_rate(max(self.step - 1 - sum(left.values()), 0), self.journal.steps)  # counts updates
         count = sums["count"]
         numbers = {"loss": sums["loss"] / count, "accuracy": sums["correct"] / count, "lr": lr}
         seconds = now - self.window_started
         speed = {"seconds": seconds, "images/s": count / seconds}
-        row = {"step": self.step, "epoch": self.epoch + 1, "split": "train", **numbers, **speed}
+        row = {"step": self.step, "epoch": self.epoch + 1, "split": "train", **numbers, **speed, **left}
         self.journal.write(row)
         self.rows.append(row)  # which the epoch's checkpoints carry
         self.totals = {name: self.totals[name] + sums[name] for name in self.totals}

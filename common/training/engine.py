@@ -78,6 +78,9 @@ class Engine(Protocol[State]):
     def steps_done(self, state: State) -> int:
         """Training steps so far."""
 
+    def left_out(self, state: State) -> int:
+        """Those of them that changed nothing, since float16's gradients overflowed."""
+
     def evaluate(self, state: State, feed: Any) -> Scores:
         """Score the network on a split."""
 

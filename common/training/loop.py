@@ -217,7 +217,7 @@ def _recording(job: _Job[State], record: EpochRecord) -> AfterStep[State]:
     """What happens after each step: it is written down, and a checkpoint where one is due."""
 
     def after(batch: Batch, state: State, sums: Mapping[str, Any]) -> None:
-        record(batch, job.engine.add_up(sums, job.world))
+        record(batch, job.engine.add_up(sums, job.world), partial(job.engine.left_out, state))
         if record.due:
             job.engine.save(record.path, state, record.progress())
             record.journal.prune()

@@ -810,3 +810,17 @@ def test_the_default_recipe_needs_no_name() -> None:
 
     run_train(fit, ["--epochs", "3"])
     assert given == [(replace(get_recipe("digits"), epochs=3), TrainOptions())]
+
+
+@both
+def test_steps_that_overflow_are_counted_and_have_no_rate(framework: Framework, tmp_path: Path) -> None:
+    """float16 with a scale a thousand million times too large: the schedule waits, and what is written waits with it."""
+    words = ("--precision", "float16", "--loss-scale.initial", "1e14", "--loss-scale.backoff", "0.001")
+    run = train(framework, tmp_path / "run", *words, "--schedule.warmup-epochs", "1", "--log-every", "1")
+    rows = [row for row in run.rows if row["split"] == "train"]
+    left, recipe = [row["left_out"] for row in rows], RunFolder(run.path).recipe
+    assert left[0] >= 1 <= left[-1] < len(rows) / 2
+    assert left == sorted(left)
+    for row in rows[len(rows) // 2 :]:  # long after the last of them
+        assert row["lr"] == recipe.learning_rate(row["step"] - 1 - left[-1], STEPS)
+    assert f"  {left[-1]} of {EPOCHS * STEPS} steps so far changed nothing: float16 overflowed" in run.out

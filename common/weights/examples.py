@@ -38,19 +38,28 @@ def examples(
     name, skipped = dataset or recipe.dataset, run.skipped if run else ()
     if name == UNSAID:
         raise UserError(f"{network.title} does not say on what it was trained: name a dataset, --dataset folder:PATH.")
-    own = network.path is not None and name == recipe.dataset
-    if network.path and not own and name.startswith("folder:"):
+    own, moved, others = network.path is not None and name == recipe.dataset, False, set[str]()
+    if network.path and network.splits and name.startswith("folder:"):
         found = load_splits(replace(recipe, dataset=name), data_dir, skipped)
-        own = all(network.splits.get(part) == data.fingerprint() for part, data in found.items())
-        if own:
-            print(f"note: {name} holds the files of the training, by their names: split as there", file=sys.stderr)
-    if own:
+        others = {part for part, data in found.items() if network.splits.get(part) != data.fingerprint()}
+        moved = not own and not others
+    if own or moved:
         data = load_split(replace(recipe, dataset=name), split, data_dir, skipped)
     elif split == "test":
         data = load_unseen(name, data_dir)
     else:
         data = load_split(replace(recipe, dataset=name, val_fraction=0.0), split, data_dir)
-    return hold_to(data, network.class_names or _taken_from(data, network), network.title)
+    data = hold_to(data, network.class_names or _taken_from(data, network), network.title)
+    if own and {split, "train"} <= others:
+        raise UserError(
+            f"{name} is not as it was when {network.title} was trained on it, nor is its split: which pictures were "
+            "trained on cannot be told. Put them back as they were, or name others: --dataset folder:PATH."
+        )
+    if moved:
+        print(f"note: {name} holds the files of the training, by their names: split as there", file=sys.stderr)
+    elif others and not own and recipe.dataset.startswith("folder:"):
+        print(f"note: that {network.title} was not trained on pictures of {name} is taken on trust", file=sys.stderr)
+    return data
 
 
 def _taken_from(data: Dataset, network: Network) -> tuple[str, ...]:

@@ -228,6 +228,37 @@ def test_data_that_moved_and_other_data(framework: Framework, run: RunFolder, tm
 
 
 @both
+def test_a_folder_that_has_grown_is_no_longer_what_was_held_out(
+    framework: Framework, run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One more picture moves every later one, from those that were trained on to those that are scored."""
+    path, data = run.path / "model.safetensors", tmp_path / "data"
+    evaluated(framework, path)
+    shutil.copytree(data, tmp_path / "copy")
+    for folder in (data, tmp_path / "copy"):
+        shutil.copy(folder / "bees" / "1.png", folder / "bees" / "0a.png")
+    assert f"folder:{data} is not as it was when {path} was trained on it" in refused(framework, capsys, path)
+    capsys.readouterr()
+    evaluated(framework, path, "--dataset", f"folder:{tmp_path / 'copy'}")
+    assert f"not trained on pictures of folder:{tmp_path / 'copy'} is taken on trust" in capsys.readouterr().err
+    (data / "bees" / "0a.png").unlink()
+    evaluated(framework, path)
+
+
+def test_a_split_of_its_own_may_grow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where pictures to test on have a folder, those that were trained on are in another."""
+    for split in ("train", "test"):
+        pictures(tmp_path / "data" / split)
+    spec = Preprocess(host_resize=36, crop=32, mean=(0.5,), std=(0.25,))
+    recipe = Recipe("own", f"folder:{tmp_path / 'data'}", "alexnet_cifar", "he", 1, 2, preprocess=spec)
+    run = network_at(tmp_path / "run", recipe)
+    shutil.copy(tmp_path / "data" / "test" / "bees" / "1.png", tmp_path / "data" / "test" / "bees" / "9.png")
+    assert "/16  top-5" in evaluated("torch", run.path / "model.safetensors")
+    shutil.copy(tmp_path / "data" / "test" / "bees" / "1.png", tmp_path / "data" / "train" / "bees" / "9.png")
+    assert "is not as it was when" in refused("torch", capsys, run.path / "model.safetensors")
+
+
+@both
 def test_a_folder_becomes_what_the_training_data_was(framework: Framework, tmp_path: Path) -> None:
     """Digits as files: reduced to 8x8 pixels of one channel, and scored as the digits themselves."""
     run = network_at(tmp_path / "run", get_recipe("digits"), tuple("0123456789"))

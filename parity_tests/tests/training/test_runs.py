@@ -814,7 +814,7 @@ def test_the_default_recipe_needs_no_name() -> None:
 
 @both
 def test_steps_that_overflow_are_counted_and_have_no_rate(framework: Framework, tmp_path: Path) -> None:
-    """float16 with a scale a thousand million times too large: the schedule waits, and what is written waits with it."""
+    """float16 with a scale a thousand million times too large: the schedule waits, and so does what is written."""
     words = ("--precision", "float16", "--loss-scale.initial", "1e14", "--loss-scale.backoff", "0.001")
     run = train(framework, tmp_path / "run", *words, "--schedule.warmup-epochs", "1", "--log-every", "1")
     rows = [row for row in run.rows if row["split"] == "train"]

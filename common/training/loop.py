@@ -161,6 +161,7 @@ def _lead(job: _Job[State], state: State) -> Path:
             if fault := _diagnose(job, error, journal):
                 raise UserError(fault) from error
             raise
+        del state  # whose memory the network that is published takes
         final, dest = journal.choice().epoch, run.path / "model.safetensors"
         best = run.checkpoint(final, engine.framework)
         engine.publish(best, dest, recipe, job.arch, final * job.steps, list(names))

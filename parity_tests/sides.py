@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from inspect import unwrap
 from typing import Any
 from unittest import mock
@@ -27,6 +28,7 @@ from flax_impl import convert
 from flax_impl import device as flax_device
 from flax_impl import feed as flax_feed
 from parity.compare import Tensors, Trace
+from parity_tests.outputs import mark, shown
 from torch_impl import device as torch_device
 from torch_impl import feed as torch_feed
 
@@ -114,80 +116,65 @@ class TorchSide:
 
 
 class FlaxSide:
-    """Watches `flax_impl.train.train_step`: callbacks from an interceptor of linen's modules and from the optimizer."""
+    """Watches `flax_impl.train.train_step`: an interceptor of linen's modules and the optimizer mark values in it."""
 
     name = "Flax"
 
     def __init__(self, state: flax_impl.state.TrainState, arch: Arch) -> None:
-        self.record = _FlaxRecord()
-        self.state, self.arch = state.replace(tx=self.record.watched(state.tx)), arch
-        self._step = jax.jit(unwrap(flax_impl.train.train_step))  # without the original's trace and donation
+        self.state, self.arch = state.replace(tx=_watched(state.tx)), arch
+        self.compiled = jax.jit(shown(unwrap(flax_impl.train.train_step)))  # without the original's trace and donation
 
     def step(self, batch: Batch) -> Trace:
         """Train on one batch; see `compare.Side`."""
         inputs = flax_feed.to_device(batch, self.state.device)
-        with nn.intercept_methods(self.record.intercept):
-            self.state, sums = self._step(self.state, inputs)
-        jax.effects_barrier()
-        gradients = convert.named({"params": self.record.gradients}, self.arch)
+        with nn.intercept_methods(Interceptor()):
+            (self.state, sums), marked = self.compiled(self.state, inputs)
+        whole = {name: np.concatenate(arrays) for name, arrays in marked.items() if name != GRADIENTS}
+        seen = {name: _channels_first(name, array, self.arch) for name, array in whole.items()}
+        gradients = jax.tree.unflatten(jax.tree.structure(self.state.params), marked[GRADIENTS])
         memory = flax_impl.optim.optimizer_state(self.state.opt_state, self.arch)
         variables = convert.named(self.state.variables, self.arch)
-        whole = {name: np.concatenate(arrays) for name, arrays in self.record.seen.items()}
-        seen = {name: _channels_first(name, array, self.arch) for name, array in whole.items()}
-        self.record.clear()
         return {
             "batch": _as_used(_flat_inputs(inputs), self.state.recipe),
             "input": {"images": seen.pop("images")},
             "activation": seen,
             "loss": _means(sums),
-            "gradient": gradients,
+            "gradient": convert.named({"params": gradients}, self.arch),
             "optimizer": _flat(memory.slots),
             "parameter": {name: array for name, array in variables.items() if "running" not in name},
             "statistic": {name: array for name, array in variables.items() if "running" in name},
         }
 
 
-class _FlaxRecord:
-    """What the callbacks of one side saw last. JAX keeps them with the compiled step, so they hold no state."""
+GRADIENTS = "gradients"
+
+
+def _watched(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same optimizer, which marks the gradients it gets."""
+
+    def update(gradients: Any, state: Any, params: Any = None) -> Any:
+        return tx.update(jax.tree.map(partial(mark, GRADIENTS), gradients), state, params)
+
+    return optax.GradientTransformation(tx.init, update)
+
+
+class Interceptor:
+    """Marks what the modules of a model return; of the whole model, what it is given."""
 
     def __init__(self) -> None:
-        self.seen: dict[str, list[np.ndarray]] = {}  # one for each micro-batch
-        self.gradients: Any = None
         self.inside: tuple[str, ...] | None = None
 
-    def clear(self) -> None:
-        """Forget it."""
-        self.seen.clear()
-        self.gradients = None
-
-    def watched(self, tx: optax.GradientTransformation) -> optax.GradientTransformation:
-        """The same optimizer, which shows the gradients it gets."""
-
-        def update(gradients: Any, state: Any, params: Any = None) -> Any:
-            jax.debug.callback(self._see_gradients, gradients)
-            return tx.update(gradients, state, params)
-
-        return optax.GradientTransformation(tx.init, update)
-
-    def intercept(self, call: Any, inputs: Any, keywords: Any, context: nn.module.InterceptorContext) -> Any:
-        """Call a module's method and show what it returns; of the whole model, what it is given."""
+    def __call__(self, call: Any, inputs: Any, keywords: Any, context: nn.module.InterceptorContext) -> Any:
         path = context.module.path
         if context.method_name != "__call__" or path == self.inside:  # a subclass calls its parent's method
             return call(*inputs, **keywords)
         if not path:
-            jax.debug.callback(lambda x: self._see("images", x), inputs[0], ordered=True)
+            inputs = (mark("images", inputs[0]), *inputs[1:])
         outside, self.inside = self.inside, path
         output = call(*inputs, **keywords)
         self.inside = outside
-        if _is_compared(".".join(path)):
-            jax.debug.callback(lambda y, name=".".join(path): self._see(name, y), output, ordered=True)
-        return output
-
-    def _see_gradients(self, gradients: Any) -> None:
-        self.gradients = jax.tree.map(np.array, gradients)
-
-    def _see(self, name: str, array: Any) -> None:
-        self.seen.setdefault(name, []).append(np.array(array))
+        name = ".".join(path)
+        return mark(name, output) if _is_compared(name) else output
 
 
 def _is_compared(name: str) -> bool:

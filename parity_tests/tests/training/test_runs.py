@@ -21,7 +21,6 @@ import jax
 import numpy as np
 import pytest
 import torch
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -60,7 +59,6 @@ FEEDS = (torch_impl.feed.Feed, flax_impl.feed.Feed)
 EVALUATE: dict[str, ModuleType] = {"torch": torch_impl.evaluate, "flax": flax_impl.evaluate}
 FAST = ("digits", "--arch", "lenet", "--preprocess.resize", "16", "--device", "cpu")
 SIZE_32 = ("--preprocess.resize", 32)
-COMPILATION_CACHE = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 EPOCHS, STEPS = 2, 23  # of FAST: 1,437 digits in batches of 64
 
 both = pytest.mark.parametrize("framework", FRAMEWORKS)
@@ -83,19 +81,12 @@ class Run(NamedTuple):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One thread for PyTorch, which small networks suit best, and XLA compiles the same program once."""
+def quick() -> Iterator[None]:
+    """One thread for PyTorch, which small networks suit best."""
     threads = torch.get_num_threads()
-    settings = {name: getattr(jax.config, name) for name in COMPILATION_CACHE}
     torch.set_num_threads(1)
-    for name, value in zip(settings, (str(tmp_path_factory.mktemp("compiled")), 0), strict=True):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
     yield
     torch.set_num_threads(threads)
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def train(framework: str, out: Path, *words: object) -> Run:

@@ -1,6 +1,10 @@
 """AlexNet in JAX and Flax linen."""
 
-from flax_impl.create import create
-from flax_impl.model import AlexNet, LeNet, build
+from common.commands.early import answer
+
+answer(__name__)
+
+from flax_impl.create import create  # noqa: E402
+from flax_impl.model import AlexNet, LeNet, build  # noqa: E402
 
 __all__ = ["AlexNet", "LeNet", "build", "create"]

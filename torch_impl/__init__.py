@@ -1,6 +1,10 @@
 """AlexNet in PyTorch."""
 
-from torch_impl.create import create
-from torch_impl.model import AlexNet, LeNet, build
+from common.commands.early import answer
+
+answer(__name__)
+
+from torch_impl.create import create  # noqa: E402
+from torch_impl.model import AlexNet, LeNet, build  # noqa: E402
 
 __all__ = ["AlexNet", "LeNet", "build", "create"]

@@ -37,8 +37,15 @@ class _TrainCommand:
     recipe_file: Path | None = None
 
 
-def run_train(fit: Callable[[Recipe, TrainOptions], Path | None], arguments: Sequence[str] | None = None) -> None:
-    """`train [RECIPE] [--field VALUE ...]`: any field of the recipe, and the options; `train --resume RUN`."""
+def run_train(
+    fit: Callable[[Recipe, TrainOptions], Path | None],
+    arguments: Sequence[str] | None = None,
+    module: str | None = None,
+) -> None:
+    """`train [RECIPE] [--field VALUE ...]`: any field of the recipe, and the options; `train --resume RUN`.
+
+    What Python's -m takes for the command is `module`, or where `fit` is.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = words.pop(0) if words and not words[0].startswith("-") else None
 
@@ -57,7 +64,7 @@ def run_train(fit: Callable[[Recipe, TrainOptions], Path | None], arguments: Seq
             _TrainCommand,
             args=rest,
             default=_TrainCommand(recipe, options),
-            prog=f"python -m {_module(fit)} {recipe.name}",
+            prog=f"python -m {module or _module(fit)} {recipe.name}",
             description=described(recipe.name),
         )
         options = command.options

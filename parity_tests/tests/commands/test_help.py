@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
 import subprocess
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +21,7 @@ from common.arch.zoo import ABLATIONS, ARCHS
 from common.data.spec import DATASETS
 from common.errors import UserError
 from common.recipes.zoo import ABOUT, RECIPES, get_recipe
+from parity_tests.results import ROOT
 
 COMMANDS = (
     *("torch_impl.train", "flax_impl.train", "torch_impl.weights", "flax_impl.weights"),
@@ -149,3 +152,25 @@ def test_an_ablation_takes_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ablation.train(ablation.Options(recipe_file=file), recipe, "torch", 0, ())
     assert asked[0][asked[0].index("--recipe-file") + 1] == str(file)
     assert asked[0][2:4] == ["torch_impl.train", "digits"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("torch_impl.train --help", 0, "usage: python -m torch_impl.train digits [-h]"),
+        ("flax_impl.train lenet --help", 2, "error: There is no recipe 'lenet'."),
+        ("flax_impl.find_lr digits_typo", 2, "error: There is no recipe 'digits_typo'. Did you mean 'digits'?"),
+        ("torch_impl.evaluate RUN -h", 0, "usage: python -m torch_impl.evaluate"),
+        ("torch_impl.train digits", 1, "the framework"),
+        ("flax_impl.evaluate RUN", 1, "the framework"),
+    ],
+)
+def test_a_help_and_a_slip_need_no_framework(words: str, code: int, said: str, tmp_path: Path) -> None:
+    """Which takes seconds to import, and here cannot be; a command that does something imports it."""
+    for name in ("torch", "jax"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('the framework')", "utf-8")
+    command = [sys.executable, "-m", *words.split()]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert said in done.stdout + done.stderr

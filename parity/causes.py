@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from parity import forms
+from parity import forms, updates
 
 Array = npt.NDArray[Any]
 Trace = Mapping[str, Mapping[str, Array]]
@@ -18,6 +18,7 @@ Trace = Mapping[str, Mapping[str, Array]]
 _EXACT = 1e-6  # what rounding may leave, relative, where two tensors are the same
 _MULTIPLE = 0.99995  # the cosine above which one tensor is a multiple of another: a hundredth of it is something else
 _MULTIPLE_OF = 0.01  # what rounding may leave of a count
+_OF_ROUNDING = 1 - 1e-4  # the same where rounding may be in it
 _ROUNDING = 0.3  # how far rounding may have one sign, or follow the values
 
 
@@ -29,10 +30,14 @@ class Context:
         before: each side's `parameter`, `optimizer` and `statistic` before the step, as a trace.
         modules: by the path of a module, which its calls' names begin with, its kind and each side's settings; see
             `parity.model.Module`.
+        optimizer: what is known of either side's; see `parity.model.Model`.
+        step: of the run, from 0.
     """
 
     before: tuple[Trace, Trace] = field(default_factory=lambda: ({}, {}))
     modules: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = field(default_factory=dict)
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,32 @@ class _Case:
             path = self.tensor.split(":")[-1].rpartition(".")[0]
         return self.context.modules.get(path, ("", {}, {}))
 
+    def moved(self, side: int) -> updates.Moved | None:
+        """What a side's optimizer did with the parameter that the tensor is or belongs to."""
+        trace, name = (self.left, self.right)[side], self.tensor.split("/")[-1]
+        before, after = self.context.before[side].get("parameter", {}).get(name), trace.get("parameter", {}).get(name)
+        gradient = trace.get("gradient", {}).get(name)
+        if before is None or after is None or gradient is None:
+            return None
+        old = self.context.before[side].get("optimizer", {})
+        memory = [
+            {slot: updates.sampled(held[f"{slot}/{name}"]) for slot in _MEMORY if f"{slot}/{name}" in held}
+            for held in (trace.get("optimizer", {}), old)
+        ]
+        seen = [updates.sampled(values) for values in (before, after, gradient)]
+        return updates.Moved(seen[0], seen[1], seen[2], *memory)
+
+    def rules(self) -> tuple[updates.Rule, updates.Rule] | None:
+        """By which either side updated the parameter; None where they are not known."""
+        one, other = (self.moved(side) for side in (0, 1))
+        if not one or not other:
+            return None
+        rules = updates.rule_of(one), updates.rule_of(other)
+        return (rules[0], rules[1]) if rules[0] and rules[1] else None
+
+
+_MEMORY = ("momentum_buffer", "exp_avg", "exp_avg_sq")
+
 
 def likely_cause(
     phase: str,
@@ -82,6 +113,8 @@ def likely_cause(
         lambda: _constants(case, a, b),
         lambda: _cross_entropy(case, a, b),
         lambda: _penalty(case, a, b),
+        lambda: _remembered(case),
+        lambda: _updated(case),
         lambda: _decayed(case, a, b),
         lambda: _clipped(case),
         lambda: _updates(case, a, b),
@@ -299,6 +332,51 @@ def _decayed(case: _Case, a: Array, b: Array) -> str:
         )
     side = case.names[rate < 0]
     return f"{side} takes {abs(rate):.4g} times the parameter more off: weight decay that only it has, or another rate."
+
+
+def _remembered(case: _Case) -> str:
+    """How the optimizer's memory was made of the old one, the gradient and the parameter."""
+    moved = [case.moved(side) for side in (0, 1)]
+    slot = case.tensor.rpartition("/")[0]
+    if case.phase != "optimizer" or slot not in _MEMORY:
+        return ""
+    momentum = case.context.optimizer.get("momentum")
+    one, other = (updates.kept_of(slot, part, momentum) if part else None for part in moved)
+    if not one or not other:
+        return ""
+    rules = [updates.rule_of(part) for part in moved if part]
+    return updates.memory_told(slot, (one, other), case.names, [bool(rule and rule.decay) for rule in rules])
+
+
+def kept_slots(phase: str, left: Mapping[str, Array], right: Mapping[str, Array], names: tuple[str, str]) -> str:
+    """Optimizers of different kinds, in a sentence; "" where they are not."""
+    slots = [dict.fromkeys(name.rpartition("/")[0] for name in tensors) for tensors in (left, right)]
+    if phase != "optimizer" or slots[0].keys() == slots[1].keys():
+        return ""
+    words = [", ".join(kept) or "nothing" for kept in slots]
+    return f"The optimizers are of different kinds: {names[0]}'s keeps {words[0]}, {names[1]}'s {words[1]}."
+
+
+def _updated(case: _Case) -> str:
+    """By which rule the parameter was updated on either side."""
+    rules = case.rules() if case.phase == "parameter" else None
+    if rules is None:
+        return ""
+    return updates.told(rules, case.names, case.context.optimizer, case.context.step)
+
+
+def follows_memory(name: str, left: Trace, right: Trace, context: Context) -> bool:
+    """Whether both sides update a parameter by one rule, so that it differs only as their memories do."""
+    case = _Case("parameter", name, left, right, ("", ""), context)
+    if rules := case.rules():
+        return not updates.told(rules, case.names, context.optimizer, context.step)
+    apart = as_float64(right["parameter"][name]) - as_float64(left["parameter"][name])
+    for slot, values in left.get("optimizer", {}).items():  # where one side's update is nothing but rounding
+        if slot.endswith(f"/{name}") and slot in right["optimizer"]:
+            memory = as_float64(right["optimizer"][slot]) - as_float64(values)
+            if _along(memory, apart, _OF_ROUNDING) and np.any(memory):
+                return True
+    return False
 
 
 def _ratio(pairs: list[tuple[Array, Array]]) -> float:

@@ -7,7 +7,7 @@ classes with a `name` and a `step` method that returns a `Trace` in one common l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import zip_longest
@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 import numpy.typing as npt
 
-from parity.causes import Context, as_float64, likely_cause
+from parity.causes import Context, as_float64, kept_slots, likely_cause
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 Trace = Mapping[str, Tensors]
@@ -236,8 +236,14 @@ def differences(
     names: tuple[str, str] = ("left", "right"),
     context: Context | None = None,
     phases: tuple[str, ...] = PHASES,
+    skip: Collection[str] = (),
 ) -> Iterator[Difference]:
     """The difference of every tensor of some phases, in order; those that are not allowed with their likely cause.
+
+    Args:
+        left, right, step, bounds, names, context: as for `compare_traces`.
+        phases: to compare.
+        skip: tensors to leave out.
 
     Raises:
         Mismatch: neither shows a tensor.
@@ -249,12 +255,16 @@ def differences(
         raise Mismatch(*names, _odd(step, PHASES[0], "", "Neither shows a tensor, so nothing was compared."))
     for phase in phases:
         ours, theirs = left.get(phase, {}), right.get(phase, {})
+        floors = _floors(bounds, ours)
         for tensor in [*ours, *(name for name in theirs if name not in ours)]:
+            if tensor in skip:
+                continue
             if tensor not in ours or tensor not in theirs:
                 absent = names[0] if tensor not in ours else names[1]
-                yield _odd(step, phase, tensor, f"{absent} has no such tensor.")
+                kept = kept_slots(phase, ours, theirs, names)
+                yield _odd(step, phase, tensor, kept or f"{absent} has no such tensor.")
                 continue
-            own = _raised(bounds, ours, tensor)
+            own = replace(bounds, floor=floors.get(_slot(tensor), bounds.floor))
             difference = measure(ours[tensor], theirs[tensor], step, phase, tensor, own, names)
             if not difference.within:
                 cause = difference.cause or likely_cause(phase, tensor, left, right, names, context)
@@ -262,14 +272,19 @@ def differences(
             yield difference
 
 
-def _raised(bounds: Bounds, tensors: Tensors, tensor: str) -> Bounds:
-    """With a floor that is a share of the largest tensor beside this one."""
-    if not bounds.share:
-        return bounds
-    slot = tensor.rpartition("/")[0]
-    scales = [_largest(as_float64(a)) for name, a in tensors.items() if name.rpartition("/")[0] == slot]
-    largest = max((scale for scale in scales if np.isfinite(scale)), default=0.0)
-    return replace(bounds, floor=max(bounds.floor, bounds.share * largest))
+def _floors(bounds: Bounds, tensors: Tensors) -> dict[str, float]:
+    """The floor of each slot: a share of the largest tensor in it."""
+    floors: dict[str, float] = {}
+    for name, values in tensors.items() if bounds.share else ():
+        scale = bounds.share * _largest(as_float64(values))
+        if np.isfinite(scale):
+            floors[_slot(name)] = max(scale, floors.get(_slot(name), bounds.floor))
+    return floors
+
+
+def _slot(tensor: str) -> str:
+    """Of the optimizer's memory; all tensors of another phase are in one."""
+    return tensor.rpartition("/")[0]
 
 
 def _check_trace(trace: Any, name: str) -> None:
@@ -301,7 +316,8 @@ def measure(
     if left.shape != right.shape:
         return _odd(step, phase, tensor, f"{names[0]} has the shape {left.shape}, {names[1]} {right.shape}.")
     if left.dtype != right.dtype and not (left.dtype.kind in "iu" and right.dtype.kind in "iu"):
-        cause = f"{names[0]} has {left.dtype}, {names[1]} {right.dtype}: a promotion or a cast on one side."
+        kinds = f"{names[0]} has {left.dtype}, {names[1]} {right.dtype}"
+        cause = f"{kinds}: a promotion or a cast on one side, such as by a layer's `dtype`."
         return _odd(step, phase, tensor, cause)
     equal = np.array_equal(left, right)  # also where 64-bit integers do not fit into a float64
     unit = last_place(left.real.dtype)

@@ -150,6 +150,7 @@ def save(recording: Recording, path: str | Path) -> None:
         "mode": recording.mode,
         "dropout": recording.dropout,
         "torch": standing.torch,
+        "optimizer": dict(standing.optimizer),
         "modules": [vars(module) for module in standing.modules.values()],
         "calls": list(standing.calls),
         "batches": shapes,
@@ -194,6 +195,7 @@ def load(path: str | Path) -> Recording:
         facts["calls"],
         _under("parameter/", arrays),
         _under("statistic/", arrays),
+        facts["optimizer"],
     )
     batches = [
         (_batch(arrays, f"batch/{place}/inputs/", inputs), _batch(arrays, f"batch/{place}/targets/", targets))

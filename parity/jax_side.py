@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.extend.core import get_opaque_trace_state
 
 from parity import model as shared
 from parity.compare import Trace
@@ -40,6 +42,7 @@ class JaxSide:
         self.loss, self.tx, self.prepare, self.dropout, self.name = loss, tx, prepare, dropout, name
         self.memory = tx.init(self.params) if tx else None
         self.count = 0
+        self.axes: list[str] = []
         self.seen = Seen()
         options = dict(compiler_options or {})
         self._train = jax.jit(jax.value_and_grad(self._lossy(True), has_aux=True), compiler_options=options)
@@ -68,8 +71,7 @@ class JaxSide:
 
     def _lossy(self, train: bool) -> Callable[..., Any]:
         def lossy(params: Any, state: Any, inputs: Any, targets: Any, key: Any, adopt: Any) -> Any:
-            leaf = next(iter(jax.tree.leaves(params)), None)
-            self.seen.begin(adopt, leaf)
+            self.seen.begin(adopt)
             if self.prepare:
                 inputs = self.prepare(inputs)
             output, state = self.apply(params, state, inputs, train, key)
@@ -79,7 +81,21 @@ class JaxSide:
             more = {"params": params} if "params" in inspect.signature(self.loss).parameters else {}
             return self.loss(output, targets, **more), (inputs, arrays, state)
 
-        return lossy
+        def bound(*given: Any) -> Any:
+            """With the axes over devices that the model averages over, each of one device."""
+            while True:
+                call: Callable[..., Any] = lossy
+                for axis in self.axes:
+                    call = _with_axis(axis, call)
+                try:
+                    return call(*given)
+                except NameError as error:
+                    unbound = re.search(r"unbound axis name: (\w+)", str(error))
+                    if not unbound or unbound[1] in self.axes:
+                        raise
+                    self.axes.append(unbound[1])
+
+        return bound
 
     def _updated(self, gradients: Any, memory: Any, params: Any) -> Any:
         assert self.tx is not None
@@ -211,27 +227,27 @@ class Seen:
         self.begun: list[str] = []
         self._counts: dict[str, int] = {}
         self._adopt: Any = {}
-        self._traces: list[Any] = []
+        self._level: Any = None
 
-    def begin(self, adopt: Any, leaf: Any) -> None:
-        """A new pass; `leaf` is a parameter, of whose transformation arrays must be, or of an outer one."""
+    def begin(self, adopt: Any) -> None:
+        """A new pass; what is shown later under another transformation, inside a loop or map, does not get out."""
         self.arrays, self.order, self.begun, self._counts = {}, [], [], {}
-        self._adopt, self._inner = adopt, getattr(leaf, "_trace", None)
-        self._outside = None
+        self._adopt, self._level = adopt, get_opaque_trace_state(convention="flax")
 
     def call(self, path: str, call: Callable[..., Any], inputs: Any, keywords: Any) -> tuple[str, Any]:
         """Make a call and record it; returns its name and what it returns."""
         count = self._counts[path] = self._counts.get(path, 0) + 1
         name = shared.call_name(path, count)
         self.begun.append(name)
-        first = _first((*inputs, *keywords.values()))
-        if inputs and first is inputs[0] and self._own(first):
+        seen = get_opaque_trace_state(convention="flax") == self._level
+        first = _first((*inputs, *keywords.values())) if seen else None
+        if inputs and first is inputs[0]:
             inputs = (self._record(shared.input_of(name), first), *inputs[1:])
-        elif first is not None and self._own(first):
+        elif first is not None:
             self._record(shared.input_of(name), first)
         output = call(*inputs, **keywords)
-        first = _first(output)
-        if first is None or not self._own(first):
+        first = _first(output) if seen else None
+        if first is None:
             return name, output
         shown = self._record(name, first)
         return name, shown if output is first else output
@@ -244,13 +260,6 @@ class Seen:
         self.shapes[name] = (tuple(value.shape), value.dtype)
         return value
 
-    def _own(self, value: Any) -> bool:
-        """Not of a loop or map inside the model, whose values do not get out."""
-        trace = getattr(value, "_trace", None)
-        if trace is None or self._inner is None or trace is self._inner:
-            return True
-        return trace is getattr(self._inner, "parent_trace", trace)
-
 
 @jax.custom_jvp
 def adopted(own: Any, whether: Any, other: Any) -> Any:
@@ -261,6 +270,15 @@ def adopted(own: Any, whether: Any, other: Any) -> Any:
 @adopted.defjvp
 def _adopted_jvp(primals: Any, tangents: Any) -> Any:
     return adopted(*primals), tangents[0]
+
+
+def _with_axis(axis: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    """The same where the named axis is bound, with one place."""
+
+    def bound(*given: Any) -> Any:
+        return jax.tree.map(lambda a: a[0], jax.vmap(lambda _: call(*given), axis_name=axis)(jnp.zeros(1)))
+
+    return bound
 
 
 def train_flags(

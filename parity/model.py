@@ -49,6 +49,7 @@ class Model:
         modules: by path, in the order of their first call; those never called come last.
         calls: names of calls, in the order in which they end. `path` is the first one's, `path:2` the second one's.
         parameters, statistics: by name, in the model's own layout.
+        optimizer: its `momentum`, whether `nesterov`, its `betas`, as far as they are known.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Model:
     calls: Sequence[str]
     parameters: Mapping[str, Array]
     statistics: Mapping[str, Array]
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def tensors(self) -> dict[str, Array]:

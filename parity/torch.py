@@ -18,6 +18,7 @@ from parity.compare import Trace
 from parity.model import Array, Batch, Dropout, Layout, Module
 
 _MEMORY = {"square_avg": "exp_avg_sq", "sum": "exp_avg_sq", "max_exp_avg_sq": "exp_avg_sq_max"}
+_HYPER = ("momentum", "nesterov", "betas")
 _DROPS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
 
 
@@ -139,7 +140,9 @@ class Side:
         statistics = {name: _numpy(b) for name, b in buffers if name.split(".")[-1].startswith("running_")}
         calls = [name for name in self._last.arrays if not name.endswith(" (input)")]
         parameters = _parts(self.net, whole)
-        return shared.Model(self.name, self.layout, True, modules, calls, parameters, statistics)
+        groups = self.optimizer.param_groups if self.optimizer is not None else [{}]
+        known: dict[str, Any] = {name: groups[0][name] for name in _HYPER if name in groups[0]}
+        return shared.Model(self.name, self.layout, True, modules, calls, parameters, statistics, known)
 
     def load(self, tensors: Mapping[str, Array]) -> None:
         """Overwrite all parameters and statistics; see `parity.model.Watched`."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from parity import forms
 from parity import model as shared
-from parity.causes import Context, as_float64
+from parity.causes import Context, as_float64, follows_memory
 from parity.compare import PHASES, Bounds, Difference, Report, Trace, differences, last_place
 from parity.model import Batch, Mode, Watched
 from parity.pairing import Match, match
@@ -209,6 +209,9 @@ def check(
         for step, (ours, other) in enumerate(zip(given, theirs, strict=True)):
             if not walk.step(step, ours, other):
                 break
+        for side in (left, right):
+            if axes := getattr(side, "axes", []):
+                verdict.notes.append(f"{side.name} averages over devices ({', '.join(axes)}): there is one.")
         if walk.exempt:
             verdict.notes.append(f"Exempt, as asked: {_listed([*walk.exempt])}.")
     finally:
@@ -232,9 +235,12 @@ class _Walk:
             ours, theirs = (model.modules.get(path) for model, path in zip(found.models, _paths(pair), strict=True))
             if ours and theirs:
                 self.modules[pair.left] = (pair.kind, ours.config, theirs.config)
+        self.optimizer = {**found.models[1].optimizer, **found.models[0].optimizer}
+        self.context = Context()
         self.before: tuple[Trace, Trace] = found.translated(*(_standing(side) for side in (left, right)))
         self.adopted: list[str] = []
         self.natural: dict[str, Any] = {}  # what the right had where it adopted
+        self.agreed: set[str] = set()  # activations of this step
         self.known: set[tuple[str, str]] = set()
         self.idle: set[str] = set()
         self.exempt: dict[str, None] = {}
@@ -256,6 +262,7 @@ class _Walk:
         if self.adopted:
             right = self._again(theirs, adopt, left, right, start)
         verdict.steps = step + 1
+        self.agreed = set()
         for phase in PHASES:
             while wrong := self._wrong(left, right, step, phase):
                 if not self._name(wrong, phase, left, right):
@@ -265,7 +272,8 @@ class _Walk:
                 elif phase == "gradient":
                     adopt["gradient"] = self.found.adopted(left, right, phase, [d.tensor for d in wrong])
                 elif phase in ("optimizer", "parameter", "statistic"):
-                    self._overwrite(phase, self.found.adopted(left, right, phase, [d.tensor for d in wrong]))
+                    there = [d.tensor for d in wrong if not np.isnan(d.absolute)]
+                    self._overwrite(phase, self.found.adopted(left, right, phase, there))
                 if phase not in ("activation", "gradient"):
                     break
                 right = self._again(theirs, adopt, left, right, start)
@@ -318,10 +326,11 @@ class _Walk:
 
     def _differences(self, left: Trace, right: Trace, step: int, phase: str) -> Iterator[Difference]:
         """Of one phase, those already named left out."""
-        context = Context(self.before, self.modules)
+        self.context = context = Context(self.before, self.modules, self.optimizer, step)
         if phase in ("optimizer", "parameter"):
             self._find_idle(left, right)
-        for difference in differences(left, right, step, self.bounds, self.verdict.names, context, (phase,)):
+        names, agreed = self.verdict.names, self.agreed if phase == "activation" else ()
+        for difference in differences(left, right, step, self.bounds, names, context, (phase,), agreed):
             idle = difference.tensor.split("/")[-1] in self.idle and phase in ("optimizer", "parameter")
             if not difference.within and phase == "activation" and difference.tensor in self.adopted:
                 continue
@@ -331,6 +340,8 @@ class _Walk:
                     self.exempt.setdefault(difference.tensor)
                 elif difference.within:
                     self.verdict.report.add(difference)
+                if difference.within:
+                    self.agreed.add(difference.tensor)
                 yield difference
                 if not difference.within and (phase == "activation" or not self.go_on):
                     return
@@ -374,7 +385,7 @@ class _Walk:
             self._add(group, phase, left)
         if not self.go_on and not groups:
             return True
-        return self.go_on and not any(np.isnan(d.absolute) for d in wrong)
+        return self.go_on and not any(np.isnan(d.absolute) and phase != "optimizer" for d in wrong)
 
     def _add(self, group: list[Difference], phase: str, left: Trace) -> None:
         first, tensors = group[0], tuple(d.tensor for d in group)
@@ -389,10 +400,13 @@ class _Walk:
         """Whether a difference follows from one that was named.
 
         That of a gradient which passed backwards through a layer whose output was adopted, or which holds the decay
-        that the loss was found to hold; that of a parameter which is a multiple of that of the optimizer's memory.
+        that the loss was found to hold; that of a parameter which is made of the optimizer's memory as on the other
+        side.
         """
         if difference.phase == "parameter":
-            return self._of_memory(difference.tensor, left, right)
+            ours, theirs = self.found.translated(left, right)
+            remembered = any(phase == "optimizer" for phase, _ in self.known)
+            return remembered and follows_memory(difference.tensor, ours, theirs, self.context)
         if difference.phase != "gradient":
             return False
         if "decay" in difference.cause:
@@ -405,17 +419,6 @@ class _Walk:
         owner = {names[0]: pair.left for pair in self.found.pairs for names in pair.tensors}
         last = max(places.get(shared.path_of(name), len(places)) for name in self.adopted)
         return places[owner[difference.tensor]] <= last
-
-    def _of_memory(self, name: str, left: Trace, right: Trace) -> bool:
-        ours, theirs = self.found.translated(left, right)
-        for slot, values in ours.get("optimizer", {}).items():
-            if slot.endswith(f"/{name}") and slot in theirs["optimizer"]:
-                memory = as_float64(theirs["optimizer"][slot]) - as_float64(values)
-                own = as_float64(theirs["parameter"][name]) - as_float64(ours["parameter"][name])
-                lengths = float(np.linalg.norm(memory) * np.linalg.norm(own))
-                if ("optimizer", slot) in self.known and abs(np.vdot(memory, own)) > (1 - 1e-4) * lengths > 0:
-                    return True
-        return False
 
     def _between(self, difference: Difference, phase: str, left: Trace) -> tuple[str, ...]:
         """The left's modules whose outputs come between the last paired one and this input, such as a pool."""

@@ -14,13 +14,14 @@ class Block(nn.Module):
     features: int
     stride: int = 1
     padding: Any = ((1, 1), (1, 1))
+    axis: str | None = None
 
     @nn.compact
     def __call__(self, x: Any, train: bool) -> Any:
         y = nn.Conv(self.features, (3, 3), self.stride, padding=self.padding, use_bias=False)(x)
-        y = nn.relu(nn.BatchNorm(not train, momentum=0.9)(y))
+        y = nn.relu(nn.BatchNorm(not train, momentum=0.9, axis_name=self.axis)(y))
         y = nn.Conv(self.features, (3, 3), use_bias=False)(y)
-        y = nn.BatchNorm(not train, momentum=0.9)(y)
+        y = nn.BatchNorm(not train, momentum=0.9, axis_name=self.axis)(y)
         if x.shape != y.shape:
             x = nn.Conv(self.features, (1, 1), self.stride, use_bias=False, name="shortcut")(x)
             x = nn.BatchNorm(not train, momentum=0.9, name="shortcut_norm")(x)
@@ -28,21 +29,26 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """`torchvision.models.resnet.ResNet` of basic blocks: `stages` says how many there are of each width."""
+    """`torchvision.models.resnet.ResNet` of basic blocks: `stages` says how many there are of each width.
+
+    `axis` is that over which several devices would average what their norms see.
+    """
 
     stages: tuple[int, ...] = (2, 2, 2, 2)
     classes: int = 10
     padding: Any = ((1, 1), (1, 1))
+    axis: str | None = None
 
     @nn.compact
     def __call__(self, x: Any, train: bool = True) -> Any:
         x = nn.Conv(64, (7, 7), 2, padding=3, use_bias=False)(x)
-        x = nn.relu(nn.BatchNorm(not train, momentum=0.9)(x))
+        x = nn.relu(nn.BatchNorm(not train, momentum=0.9, axis_name=self.axis)(x))
         x = nn.max_pool(x, (3, 3), (2, 2), self.padding)
         for stage, blocks in enumerate(self.stages):
             for block in range(blocks):
                 stride = 2 if stage and not block else 1
-                x = Block(64 * 2**stage, stride, self.padding if stride == 2 else ((1, 1), (1, 1)))(x, train)
+                padding = self.padding if stride == 2 else ((1, 1), (1, 1))
+                x = Block(64 * 2**stage, stride, padding, self.axis)(x, train)
         return nn.Dense(self.classes)(x.mean((1, 2)))
 
 

@@ -91,10 +91,10 @@ def test_all_differences_of_a_resnet_are_named_in_one_run() -> None:
     planned = replace(
         NET,
         torch=lambda: _resnet(1),
-        linen=ResNet((1, 1, 1, 1), padding="SAME"),
+        linen=ResNet((1, 1, 1, 1), padding="SAME", axis="batch"),
         shape=(4, 3, 32, 32),
         losses=(NET.losses[0], _penalty),
-        tx=optax.sgd(RATE, MOMENTUM),
+        tx=optax.sgd(RATE, MOMENTUM, nesterov=True),
         decay=1e-4,
     )
     verdict = parity.check(*planned.sides(), batches(planned.shape, 10, 2), go_on=True, noise=False)
@@ -105,8 +105,10 @@ def test_all_differences_of_a_resnet_are_named_in_one_run() -> None:
         ("activation", "layer2.0.conv1"),
         ("loss", "loss"),
         ("optimizer", "momentum_buffer/conv1.weight"),
+        ("parameter", "conv1.weight"),
         ("statistic", "bn1.running_var"),
     ]
-    for said, (_, _, cause) in zip(("max pool", "padding", "decay", "decay", "unbiased"), found, strict=True):
+    words = ("max pool", "padding", "decay", "decay", "Nesterov's step, that Flax takes", "unbiased")
+    for said, (_, _, cause) in zip(words, found, strict=True):
         assert said in cause
     assert verdict.findings[1].tensors == ("layer2.0.conv1", "layer3.0.conv1", "layer4.0.conv1")

@@ -163,6 +163,7 @@ _SETTINGS = {
     "groups": "The number of groups is",
     "epsilon": "The epsilon is",
     "heads": "The number of heads is",
+    "rate": "The dropout rate is",
 }
 
 

@@ -116,6 +116,8 @@ def record(side: Watched, batches: Iterable[Batch], mode: Mode = "train") -> Rec
     given = [(map_inputs(np.asarray, x), None if y is None else map_inputs(np.asarray, y)) for x, y in batches]
     if not given:
         raise ValueError("There is no batch to record.")
+    if getattr(side, "dropout", "on") == "shared":
+        raise ValueError(f"{side.name} shares its dropout masks with another side and cannot be recorded by itself.")
     probe = side.forward((given[0][0], None))
     standing, start = side.model(), side.snapshot()
     traces = [(side.step if mode == "train" else side.forward)(batch) for batch in given]

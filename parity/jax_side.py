@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from jax.extend.core import get_opaque_trace_state
 
 from parity import model as shared
 from parity.compare import Trace
+from parity.dropout import Drop, off_words
 from parity.model import Array, Batch, Dropout, Layout, Module
 
 _MEMORY = {"trace": "momentum_buffer", "mu": "exp_avg", "nu": "exp_avg_sq", "sum_of_squares": "exp_avg_sq"}
@@ -44,6 +45,7 @@ class JaxSide:
         self.count = 0
         self.axes: list[str] = []
         self.seen = Seen()
+        self.drawn: dict[str, Array] = {}
         options = dict(compiler_options or {})
         self._train = jax.jit(jax.value_and_grad(self._lossy(True), has_aux=True), compiler_options=options)
         self._evaluate = jax.jit(self._lossy(False), compiler_options=options)
@@ -70,8 +72,8 @@ class JaxSide:
         return jax.tree.unflatten(structure, [_array(self.name, value) for value in new])
 
     def _lossy(self, train: bool) -> Callable[..., Any]:
-        def lossy(params: Any, state: Any, inputs: Any, targets: Any, key: Any, adopt: Any) -> Any:
-            self.seen.begin(adopt)
+        def lossy(params: Any, state: Any, inputs: Any, targets: Any, key: Any, adopt: Any, drawn: Any) -> Any:
+            self.seen.begin(adopt, drawn)
             if self.prepare:
                 inputs = self.prepare(inputs)
             output, state = self.apply(params, state, inputs, train, key)
@@ -113,7 +115,10 @@ class JaxSide:
         adopt = adopt or {}
         inputs, targets = (shared.map_inputs(self._given, part) for part in batch)
         key, wanted = jax.random.fold_in(jax.random.key(0), self.count), self._adopted(adopt, inputs)
-        (loss, (given, arrays, state)), gradients = self._train(self.params, self.state, inputs, targets, key, wanted)
+        drawn = {name: jnp.asarray(numbers) for name, numbers in self.drawn.items()}
+        (loss, (given, arrays, state)), gradients = self._train(
+            self.params, self.state, inputs, targets, key, wanted, drawn
+        )
         named = self.names(gradients, False)
         if "gradient" in adopt:
             named |= {name: jnp.asarray(values) for name, values in adopt["gradient"].items()}
@@ -132,7 +137,7 @@ class JaxSide:
         """Evaluate one batch; see `parity.model.Watched`."""
         inputs, targets = (shared.map_inputs(self._given, part) for part in batch)
         wanted, key = self._adopted(adopt or {}, inputs), jax.random.key(0)
-        loss, (given, arrays, _) = self._evaluate(self.params, self.state, inputs, targets, key, wanted)
+        loss, (given, arrays, _) = self._evaluate(self.params, self.state, inputs, targets, key, wanted, {})
         return self._trace(given, targets, arrays, loss)
 
     def _given(self, values: Any) -> Any:
@@ -146,7 +151,39 @@ class JaxSide:
     def describe(self, inputs: Any) -> None:
         """See what calls there are, without computing them; see `parity.model.Watched`."""
         given = shared.map_inputs(self._given, inputs)
-        jax.eval_shape(self._lossy(False), self.params, self.state, given, None, jax.random.key(0), {})
+        jax.eval_shape(self._lossy(False), self.params, self.state, given, None, jax.random.key(0), {}, {})
+
+    def drops(self, inputs: Any) -> tuple[list[Drop], list[str]]:
+        """What is dropped in training; see `parity.dropout.Dropping`."""
+        given = shared.map_inputs(self._given, inputs)
+        jax.eval_shape(self._lossy(True), self.params, self.state, given, None, jax.random.key(0), {}, {})
+        return list(self.seen.drops.values()), off_words(self.name, self.seen.silenced)
+
+    def dropping(self, call: Callable[..., Any], rate: float, axes: Sequence[int], deterministic: Any) -> Any:
+        """In the place of a dropout layer's call: it drops by the numbers that it is given.
+
+        Args:
+            call: the layer's own.
+            rate: the layer's.
+            axes: along which all is dropped, or nothing.
+            deterministic: the layer's own setting, which a call may overrule.
+        """
+        if self.dropout != "shared":
+            return call
+
+        def drop(values: Any, *given: Any, **keywords: Any) -> Any:
+            told = keywords.get("deterministic", given[0] if given else None)
+            name = self.seen.begun[-1]
+            if not rate or (deterministic if told is None else told):
+                return values
+            before = tuple(name for name in self.seen.order if not name.endswith(" (input)"))
+            self.seen.drops[name] = Drop(name, tuple(values.shape), rate, before)
+            if name not in self.seen.drawn:
+                return values
+            whole = [slice(0, 1) if axis in axes else slice(None) for axis in range(values.ndim)]
+            return jnp.where(self.seen.drawn[name][tuple(whole)] >= rate, values / (1 - rate), 0)
+
+        return drop
 
     def _adopted(self, adopt: Trace, inputs: Any) -> Any:
         """(whether, what) to adopt; of all calls where there is any, so that one compiled step serves them all."""
@@ -225,12 +262,16 @@ class Seen:
         self.order: list[str] = []
         self.shapes: dict[str, tuple[tuple[int, ...], Any]] = {}
         self.begun: list[str] = []
+        self.drawn: Any = {}
+        self.drops: dict[str, Drop] = {}
+        self.silenced: dict[str, None] = {}
         self._counts: dict[str, int] = {}
         self._adopt: Any = {}
         self._level: Any = None
 
-    def begin(self, adopt: Any) -> None:
+    def begin(self, adopt: Any, drawn: Any) -> None:
         """A new pass; what is shown later under another transformation, inside a loop or map, does not get out."""
+        self.drawn, self.drops, self.silenced = drawn, {}, {}
         self.arrays, self.order, self.begun, self._counts = {}, [], [], {}
         self._adopt, self._level = adopt, get_opaque_trace_state(convention="flax")
 

@@ -30,7 +30,8 @@ class Side(JaxSide):
         prepare: makes the model's inputs of a batch's; by default they are the same.
         train, evaluate: keywords of the model's call; by default those among train, training, deterministic,
             use_running_average and their like that it has.
-        dropout: "off" makes every dropout the identity; "on" leaves it.
+        dropout: "off" makes every dropout the identity; "shared" lets dropout layers draw as those of the other side
+            do; "on" leaves them.
         layout: of images and feature maps.
         compiler_options: for `jax.jit`; `{"xla_backend_optimization_level": 0}` compiles faster.
         name: in reports.
@@ -66,14 +67,18 @@ class Side(JaxSide):
             module, path = context.module, context.module.path
             if context.method_name != "__call__" or (inside and inside[-1] == path):  # a subclass calls its parent's
                 return call(*given, **keywords)
-            for field in _RATES if self.dropout == "off" else ():
-                if hasattr(module, field) and isinstance(module, _DROPOUTS):
+            name = ".".join(path)
+            layer = self.dropout == "shared" and isinstance(module, nn.Dropout)
+            for field in _RATES if self.dropout != "on" and not layer else ():
+                if getattr(module, field, 0.0) and isinstance(module, _DROPOUTS):
+                    self.seen.silenced[name] = None
                     object.__setattr__(module, field, 0.0)  # of a copy that lives as long as this pass
             inside.append(path)
-            name = ".".join(path)
             if name not in self._modules:
                 self._modules[name] = _described(name, module, np.shape(given[0]) if given else ())
             try:
+                if layer:
+                    call = self.dropping(call, module.rate, module.broadcast_dims, module.deterministic)
                 return self.seen.call(name, call, given, keywords)[1]
             finally:
                 inside.pop()

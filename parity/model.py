@@ -14,7 +14,7 @@ from parity.compare import Trace
 Array = npt.NDArray[Any]
 Layout = Literal["channels first", "channels last"]
 Mode = Literal["train", "forward"]
-Dropout = Literal["off", "on"]
+Dropout = Literal["off", "on", "shared"]
 Batch = tuple[Any, Any]  # inputs (an array, or a tuple or dict of them), targets (an array, or None)
 
 INPUT, OUTPUT = "input", "output"

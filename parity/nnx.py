@@ -29,7 +29,8 @@ class Side(JaxSide):
         prepare: makes the model's inputs of a batch's; by default they are the same.
         train, evaluate: keywords of the model's call; by default those among train, training, deterministic,
             use_running_average and their like that it has. The model's modes are set by `train()` and `eval()`, too.
-        dropout: "off" makes every dropout the identity; "on" leaves it.
+        dropout: "off" makes every dropout the identity; "shared" lets dropout layers draw as those of the other side
+            do; "on" leaves them.
         layout: of images and feature maps.
         compiler_options: for `jax.jit`; `{"xla_backend_optimization_level": 0}` compiles faster.
         name: in reports.
@@ -85,21 +86,30 @@ class Side(JaxSide):
                     self._modules[path] = _described(path, module, np.shape(given[0]) if given else ())
                 inside.append(path)
                 try:
-                    return self.seen.call(path, lambda *a, **k: call(module, *a, **k), given, keywords)[1]
+                    own: Any = lambda *a, **k: call(module, *a, **k)  # noqa: E731
+                    if isinstance(module, nnx.Dropout):
+                        own = self.dropping(own, module.rate, module.broadcast_dims, module.deterministic)
+                    return self.seen.call(path, own, given, keywords)[1]
                 finally:
                     inside.pop()
 
             return __call__
 
         with ExitStack() as stack:
-            for _, module in nnx.iter_modules(model):
-                for field in ("rate", "dropout_rate") if self.dropout == "off" else ():
-                    if hasattr(module, field) and isinstance(module, nnx.Dropout | nnx.MultiHeadAttention):
-                        setattr(module, field, 0.0)
+            self._silence(model, paths)
             for kind in {type(module) for _, module in nnx.iter_modules(model)}:
                 if callable(getattr(kind, "__call__", None)):  # noqa: B004
                     stack.enter_context(mock.patch.object(kind, "__call__", watched(kind.__call__)))
             yield
+
+    def _silence(self, model: nnx.Module, paths: Mapping[int, str]) -> None:
+        """No dropout, but in layers that share."""
+        for _, module in nnx.iter_modules(model):
+            layer = self.dropout == "shared" and isinstance(module, nnx.Dropout)
+            for field in ("rate", "dropout_rate") if self.dropout != "on" and not layer else ():
+                if getattr(module, field, 0.0) and isinstance(module, nnx.Dropout | nnx.MultiHeadAttention):
+                    self.seen.silenced[paths[id(module)]] = None
+                    setattr(module, field, 0.0)
 
     def modules(self) -> dict[str, Module]:
         """Those of the last pass, with the tensors that lie under their paths."""

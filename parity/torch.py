@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from parity import model as shared
 from parity.compare import Trace
+from parity.dropout import Drop, off_words
 from parity.model import Array, Batch, Dropout, Layout, Module
 
 _MEMORY = {"square_avg": "exp_avg_sq", "sum": "exp_avg_sq", "max_exp_avg_sq": "exp_avg_sq_max"}
@@ -32,7 +33,8 @@ class Side:
         prepare: makes the model's inputs of a batch's; by default they are the same.
         before_step: called with the model after the backward pass: gradient clipping.
         scheduler: stepped after the optimizer.
-        dropout: "off" makes every dropout the identity; "on" leaves it.
+        dropout: "off" makes every dropout the identity; "shared" lets dropout layers draw as those of the other side
+            do; "on" leaves them.
         layout: of images and feature maps.
         name: in reports.
     """
@@ -56,6 +58,7 @@ class Side:
         self.name = name
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+        self.drawn: dict[str, Array] = {}
         self._last: _Seen | None = None
         self._fresh = self._memory()
 
@@ -100,14 +103,25 @@ class Side:
         """See what calls there are; see `parity.model.Watched`."""
         self.forward((inputs, None))
 
+    def drops(self, inputs: Any) -> tuple[list[Drop], list[str]]:
+        """What is dropped in training; see `parity.dropout.Dropping`."""
+        start, last, self.drawn = self.snapshot(), self._last, {}
+        self.net.train()
+        with torch.no_grad():
+            self._pass((inputs, None), {})
+        seen, self._last = self._last, last
+        self.restore(start)
+        assert seen is not None
+        return seen.drops, off_words(self.name, seen.functions)
+
     def _pass(self, batch: Batch, adopt: Trace) -> tuple[Trace, Tensor]:
         inputs, targets = batch
         inputs = shared.map_inputs(self._tensor, inputs)
         if self.prepare:
             inputs = self.prepare(inputs)
         given = {name: _numpy(value) for name, value in shared.named_inputs(inputs).items()}
-        seen = self._last = _Seen(adopt.get("activation", {}), self._tensor)
-        with seen.watching(self.net), _without_dropout(self.dropout == "off"):
+        seen = self._last = _Seen(adopt.get("activation", {}), self._tensor, self.drawn)
+        with seen.watching(self.net), _without_dropout(self.dropout != "on", seen):
             output = _call(self.net, inputs)
         trace: Trace = {"input": given, "activation": seen.arrays}
         if targets is None or self.loss is None:
@@ -229,8 +243,11 @@ class _Adopted(torch.autograd.Function):
 class _Seen:
     """What one pass showed: copies of the first tensor that each call was given, and of the first it returned."""
 
-    def __init__(self, adopt: Mapping[str, Array], tensor: Callable[[Any], Tensor]) -> None:
-        self.adopt, self.tensor = adopt, tensor
+    def __init__(self, adopt: Mapping[str, Array], tensor: Callable[[Any], Tensor], drawn: Mapping[str, Array]) -> None:
+        self.adopt, self.tensor, self.drawn = adopt, tensor, drawn
+        self.drops: list[Drop] = []
+        self.functions: dict[str, None] = {}
+        self._modules: dict[str, nn.Module] = {}
         self.arrays: dict[str, Array] = {}
         self.begun: list[str] = []
         self.sizes: dict[str, tuple[int, ...]] = {}
@@ -239,12 +256,13 @@ class _Seen:
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
+        self._modules = dict(model.named_modules())
         with ExitStack() as stack:
-            for path, module in model.named_modules():
+            for path, module in self._modules.items():
                 before = module.register_forward_pre_hook(
                     lambda _, inputs, keywords, path=path: self._enter(path, inputs, keywords), with_kwargs=True
                 )
-                after = module.register_forward_hook(lambda _, __, output: self._leave(output))
+                after = module.register_forward_hook(lambda module, _, output: self._leave(module, output))
                 stack.callback(before.remove)
                 stack.callback(after.remove)
             yield
@@ -265,11 +283,22 @@ class _Seen:
         self.arrays[shared.input_of(name)] = _numpy(first)
         return inputs, keywords
 
-    def _leave(self, output: Any) -> Any:
+    def function(self, rate: float, training: bool) -> None:
+        """Dropout is called as a function, perhaps by a layer of its own."""
+        path = shared.path_of(self._open[-1]) if self._open else ""
+        if training and rate and not isinstance(self._modules.get(path), nn.modules.dropout._DropoutNd):
+            self.functions.setdefault(path or "the model")
+
+    def _leave(self, module: nn.Module, output: Any) -> Any:
         name = self._open.pop()
         first = _first(output)
         if first is None:
             return output
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p:
+            calls = (call for call in self.arrays if not call.endswith(" (input)"))
+            self.drops.append(Drop(name, tuple(first.shape), module.p, tuple(calls)))
+            if name in self.drawn:
+                output = first = _dropped(module, first, self.tensor(self.drawn[name]))
         if name in self.adopt and output is first:
             output = first = _Adopted.apply(first, self.tensor(self.adopt[name]))
         self.arrays[name] = _numpy(first)
@@ -348,23 +377,32 @@ def _parts(model: nn.Module, tensors: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _dropped(module: nn.Module, values: Tensor, numbers: Tensor) -> Tensor:
+    """What a layer leaves, by numbers from 0 to 1; layers for maps drop whole ones, by their first number."""
+    if isinstance(module, nn.Dropout1d | nn.Dropout2d | nn.Dropout3d):
+        numbers = numbers[(slice(None), slice(None), *[slice(0, 1)] * (values.ndim - 2))]
+    rate = float(module.p)  # type: ignore[arg-type]
+    return torch.where(numbers >= rate, values / (1 - rate), torch.zeros_like(values))
+
+
 @contextmanager
-def _without_dropout(off: bool) -> Iterator[None]:
-    """Every dropout is the identity, in modules, functions and attention."""
+def _without_dropout(off: bool, seen: _Seen) -> Iterator[None]:
+    """Every dropout is the identity, in modules, functions and attention; what layers share is done after them."""
+    plain = nn.functional.scaled_dot_product_attention
+
+    def identity(values: Tensor, p: float = 0.5, training: bool = True, *_: Any, **__: Any) -> Tensor:
+        seen.function(p, training)
+        return values
+
+    def attention(q: Any, k: Any, v: Any, attn_mask: Any = None, dropout_p: float = 0.0, *more: Any, **kw: Any) -> Any:
+        seen.function(dropout_p, True)
+        return plain(q, k, v, attn_mask, 0.0, *more, **kw)
+
     with ExitStack() as stack:
         if off:
-            plain = nn.functional.scaled_dot_product_attention
             for name in _DROPS:
-                stack.enter_context(mock.patch.object(nn.functional, name, lambda x, *_, **__: x))
-            stack.enter_context(
-                mock.patch.object(
-                    nn.functional,
-                    "scaled_dot_product_attention",
-                    lambda q, k, v, attn_mask=None, dropout_p=0.0, *more, **keywords: plain(
-                        q, k, v, attn_mask, 0.0, *more, **keywords
-                    ),
-                )
-            )
+                stack.enter_context(mock.patch.object(nn.functional, name, identity))
+            stack.enter_context(mock.patch.object(nn.functional, "scaled_dot_product_attention", attention))
         yield
 
 

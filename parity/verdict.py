@@ -15,6 +15,7 @@ from parity import forms
 from parity import model as shared
 from parity.causes import Context, as_float64, follows_memory
 from parity.compare import PHASES, Bounds, Difference, Report, Trace, differences, last_place
+from parity.dropout import Shared, share
 from parity.model import Batch, Mode, Watched
 from parity.pairing import Match, match
 
@@ -197,7 +198,7 @@ def check(
         raise ValueError("There is no batch to compare on.")
     found = pairs if isinstance(pairs, Match) else match(left, right, given[0], pairs)
     theirs = [(shared.map_inputs(lambda a: shared.relay(a, left.layout, right.layout), x), y) for x, y in given]
-    walk = _Walk(found, mode, bounds, go_on)
+    walk = _Walk(found, mode, bounds, go_on, (given[0][0], theirs[0][0]))
     verdict = walk.verdict
     starts = left.snapshot(), right.snapshot()
     try:
@@ -223,13 +224,14 @@ def check(
 class _Walk:
     """Two sides on their way through the batches."""
 
-    def __init__(self, found: Match, mode: Mode, bounds: Bounds | None, go_on: bool) -> None:
+    def __init__(self, found: Match, mode: Mode, bounds: Bounds | None, go_on: bool, inputs: tuple[Any, Any]) -> None:
         self.found, self.mode, self.go_on = found, mode, go_on
         left, right = found.left, found.right
         self.width = min(a.dtype.itemsize for a in found.models[0].parameters.values() if a.dtype.kind == "f")
         self.bounds = bounds or Bounds(_EXACT.get(self.width, _COARSE), share=_SHARE)
         self.verdict = Verdict((left.name, right.name), self.bounds, mode, pairing=found)
-        self.verdict.notes += found.notes + _held(left, right)
+        self.shared = _shared(found, inputs) if mode == "train" else None
+        self.verdict.notes += found.notes + (self.shared.notes() if self.shared else _held(left, right))
         self.modules = {}
         for pair in found.pairs:
             ours, theirs = (model.modules.get(path) for model, path in zip(found.models, _paths(pair), strict=True))
@@ -247,20 +249,22 @@ class _Walk:
         self.noises: list[dict[tuple[str, str], float]] = []  # the left's own, up to each step
         self.given = bounds is not None
 
-    def run(self, side: Watched, batch: Batch, adopt: Trace | None = None) -> Trace:
-        """Take a step, or evaluate."""
+    def run(self, side: Watched, batch: Batch, step: int, adopt: Trace | None = None) -> Trace:
+        """Take a step, the one of this number, or evaluate."""
         if self.go_on and adopt is None:
             adopt = {"activation": {}}  # so that compiled sides have one form
+        if self.shared:
+            self.shared.draw(self.found.left, self.found.right, step)  # type: ignore[arg-type]
         return (side.step if self.mode == "train" else side.forward)(batch, adopt)
 
     def step(self, step: int, ours: Batch, theirs: Batch) -> bool:
         """Compare one step; false where there is nothing to go on with."""
         verdict, start = self.verdict, self.found.right.snapshot()
-        left = self.run(self.found.left, ours)
-        right = self.run(self.found.right, theirs)
+        left = self.run(self.found.left, ours, step)
+        right = self.run(self.found.right, theirs, step)
         adopt: dict[str, dict[str, Any]] = {"activation": {}, "gradient": {}}
         if self.adopted:
-            right = self._again(theirs, adopt, left, right, start)
+            right = self._again(theirs, step, adopt, left, right, start)
         verdict.steps = step + 1
         self.agreed = set()
         for phase in PHASES:
@@ -276,7 +280,7 @@ class _Walk:
                     self._overwrite(phase, self.found.adopted(left, right, phase, there))
                 if phase not in ("activation", "gradient"):
                     break
-                right = self._again(theirs, adopt, left, right, start)
+                right = self._again(theirs, step, adopt, left, right, start)
                 if phase == "gradient":
                     break
         self._end(left, right)
@@ -310,11 +314,11 @@ class _Walk:
             return False
         return forms.follows(ours[name], theirs[name], sources, {n: self.natural.get(n, theirs[n]) for n in sources})
 
-    def _again(self, batch: Batch, adopt: Any, left: Trace, right: Trace, start: Any) -> Trace:
+    def _again(self, batch: Batch, step: int, adopt: Any, left: Trace, right: Trace, start: Any) -> Trace:
         """The right's step from where it stood, with what it adopts."""
         self.found.right.restore(start)
         adopt["activation"] = self.found.adopted(left, right, "activation", self.adopted)
-        return self.run(self.found.right, batch, adopt)
+        return self.run(self.found.right, batch, step, adopt)
 
     def _wrong(self, left: Trace, right: Trace, step: int, phase: str) -> list[Difference]:
         one, other = self.found.translated(left, right)
@@ -394,7 +398,20 @@ class _Walk:
             if same:
                 self.verdict.findings[place] = replace(finding, tensors=finding.tensors + tensors)
                 return
-        self.verdict.findings.append(Finding(first, tensors, self._between(first, phase, left)))
+        between = self._between(first, phase, left)
+        if self.shared and (cause := self._dropped(first, between, left)):
+            first = replace(first, cause=cause)
+        self.verdict.findings.append(Finding(first, tensors, between))
+
+    def _dropped(self, difference: Difference, between: Sequence[str], left: Trace) -> str:
+        """That dropout differs on the way to a layer's input."""
+        partners = {name: other for name, other, pair in self.found.calls() if pair and " (input)" not in name}
+        if self.shared is None or not _is_way(difference):
+            return ""
+        calls = list(left["activation"])
+        before = calls[: calls.index(difference.tensor)]
+        last = next((partners[name] for name in reversed(before) if name in partners), "")
+        return self.shared.cause(between, last, self.verdict.names)
 
     def _follows(self, difference: Difference, left: Trace, right: Trace) -> bool:
         """Whether a difference follows from one that was named.
@@ -422,7 +439,7 @@ class _Walk:
 
     def _between(self, difference: Difference, phase: str, left: Trace) -> tuple[str, ...]:
         """The left's modules whose outputs come between the last paired one and this input, such as a pool."""
-        if phase != "activation" or not (difference.tensor.endswith(" (input)") or difference.tensor == shared.OUTPUT):
+        if not _is_way(difference):
             return ()
         paired = {name for name, _, pair in self.found.calls() if pair and not name.endswith(" (input)")}
         calls = list(left["activation"])
@@ -433,6 +450,12 @@ class _Walk:
             if not name.endswith(" (input)") and name != shared.OUTPUT:
                 found.append(name)
         return tuple(reversed(found))
+
+
+def _is_way(difference: Difference) -> bool:
+    """Whether it is of what comes between two layers."""
+    name = difference.tensor
+    return difference.phase == "activation" and (name.endswith(" (input)") or name == shared.OUTPUT)
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -462,13 +485,26 @@ def _held(left: Watched, right: Watched) -> list[str]:
     return ["Dropout is off on both sides."] if drops and len(off) == 2 else []
 
 
+def _shared(found: Match, inputs: tuple[Any, Any]) -> Shared | None:
+    """Dropout of which both sides draw the same.
+
+    Raises:
+        ValueError: one side alone is to.
+    """
+    asked = [side for side in (found.left, found.right) if getattr(side, "dropout", "on") == "shared"]
+    if len(asked) == 1:
+        other = found.right if asked[0] is found.left else found.left
+        raise ValueError(f"dropout='shared' is asked of {asked[0].name} alone: {other.name} must share, too.")
+    return share(found, inputs) if asked else None
+
+
 def _repeats(side: Watched, batch: Batch, walk: _Walk) -> None:
     """Refuse a side that gives something else when it is asked again."""
     start = side.snapshot()
     traces = []
     for _ in range(2):
         side.restore(start)
-        traces.append(walk.run(side, batch))
+        traces.append(walk.run(side, batch, 0))
     side.restore(start)
     for difference in differences(traces[0], traces[1], 0, replace(walk.bounds, tensor={}), (side.name, side.name)):
         if "NaN" in difference.cause:
@@ -482,7 +518,7 @@ def _noise(found: Match, batches: list[Batch], walk: _Walk) -> Report:
     """The left against itself with every weight moved by one unit in the last place, up or down by turns."""
     left, report = found.left, Report()
     start = left.snapshot()
-    plain = [walk.run(left, batch) for batch in batches]
+    plain = [walk.run(left, batch, step) for step, batch in enumerate(batches)]
     left.restore(start)
     tensors = dict(left.model().parameters)
     moved = {}
@@ -493,7 +529,7 @@ def _noise(found: Match, batches: list[Batch], walk: _Walk) -> Report:
     left.overwrite(moved, {})
     free = replace(walk.bounds, default=np.inf, phase={}, tensor={})
     for step, (batch, trace) in enumerate(zip(batches, plain, strict=True)):
-        for difference in differences(trace, walk.run(left, batch), step, free):
+        for difference in differences(trace, walk.run(left, batch, step), step, free):
             idle = difference.phase in ("optimizer", "parameter") and difference.tensor.split("/")[-1] in walk.idle
             if difference.within and difference.phase not in ("batch", "input") and not idle:
                 report.add(difference)

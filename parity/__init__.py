@@ -23,15 +23,18 @@ from parity.compare import (
     differences,
 )
 from parity.files import Recording, load, record, save
+from parity.initialisation import Begun, Initial, initial
 from parity.pairing import Match, Pair, Unmatched, match
 from parity.verdict import Finding, Verdict, check
 
 __all__ = [
     "PHASES",
+    "Begun",
     "Bounds",
     "Context",
     "Difference",
     "Finding",
+    "Initial",
     "Match",
     "Mismatch",
     "Pair",
@@ -45,6 +48,7 @@ __all__ = [
     "compare_run",
     "compare_traces",
     "differences",
+    "initial",
     "load",
     "match",
     "record",

@@ -219,6 +219,10 @@ class Match:
             values = values.reshape(len(values), -1)
         return shared.from_torch(values, module, role, shape)
 
+    def in_torch(self, side: int, name: str, values: Array) -> Array:
+        """A tensor of the left (0) or the right (1) as PyTorch lays it out."""
+        return self._to_torch(side, name, values)
+
     def _torch(self, side: int, name: str) -> Array:
         return self._to_torch(side, name, self.models[side].tensors[name])
 

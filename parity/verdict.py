@@ -16,6 +16,7 @@ from parity import model as shared
 from parity.causes import Context, as_float64, follows_memory
 from parity.compare import PHASES, Bounds, Difference, Report, Trace, differences, last_place
 from parity.dropout import Shared, share
+from parity.initialisation import begun, blank
 from parity.model import Batch, Mode, Watched
 from parity.pairing import Match, match
 
@@ -186,7 +187,8 @@ def check(
         bounds: by default 1e-10 of each tensor's scale in float64, 1e-4 in float32; or 30 times the noise, up to 1e-6
             and 1e-2, where that is more.
         mode: "train" for training steps, "forward" for evaluation.
-        go_on: after a difference let the right take the left's value there and look for the next.
+        go_on: after a difference let the right take the left's value there and look for the next; also note where the
+            weights that were there before were drawn otherwise.
         noise: also measure how far the left parts from itself with weights moved by one unit in the last place.
 
     Raises:
@@ -213,6 +215,8 @@ def check(
         for side in (left, right):
             if axes := getattr(side, "axes", []):
                 verdict.notes.append(f"{side.name} averages over devices ({', '.join(axes)}): there is one.")
+        if go_on:
+            verdict.notes += _begun(found)
         if walk.exempt:
             verdict.notes.append(f"Exempt, as asked: {_listed([*walk.exempt])}.")
     finally:
@@ -483,6 +487,14 @@ def _held(left: Watched, right: Watched) -> list[str]:
     off = [side for side in (left, right) if getattr(side, "dropout", "on") == "off"]
     drops = [side for side in off if any(m.kind == "dropout" for m in side.model().modules.values())]
     return ["Dropout is off on both sides."] if drops and len(off) == 2 else []
+
+
+def _begun(found: Match) -> list[str]:
+    """That the weights which were there before others were carried over have other distributions."""
+    tensors = found.models[0].tensors, found.models[1].tensors
+    if any(map(blank, tensors)):
+        return []
+    return [f"Before weights were carried over {line}" for line in begun(found, [tensors]).lines() if "begin" in line]
 
 
 def _shared(found: Match, inputs: tuple[Any, Any]) -> Shared | None:

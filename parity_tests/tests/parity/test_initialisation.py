@@ -1,0 +1,136 @@
+"""How two models begin: their initial weights as distributions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+import torch
+
+import parity
+import parity.linen
+import parity.torch
+from parity.initialisation import _described, _differ
+from parity_tests.tests.parity.pairs import NET, LinenNet, TorchNet, batches
+
+pytestmark = pytest.mark.usefixtures("x64")
+INIT = nn.initializers
+WEIGHT = (40, 6, 5, 5)
+
+
+def _drawn(fill: Callable[[torch.Tensor], Any]) -> Any:
+    torch.manual_seed(1)
+    values = torch.empty(WEIGHT, dtype=torch.float64)
+    fill(values)
+    return values.numpy()
+
+
+def _flax(make: Any) -> Any:
+    values = make(jax.random.key(1), (5, 5, 6, 40), np.float64)
+    return np.moveaxis(np.asarray(values), (-1, -2), (0, 1))
+
+
+NAMED: dict[str, Callable[[], Any]] = {
+    "uniform within ±0.0816 (PyTorch's default)": lambda: _drawn(lambda w: torch.nn.init.kaiming_uniform_(w, a=5**0.5)),
+    "normal with standard deviation 0.0452 (kaiming_normal_, fan_out)": lambda: _drawn(
+        lambda w: torch.nn.init.kaiming_normal_(w, mode="fan_out", nonlinearity="relu")
+    ),
+    "uniform within ±0.0722 (xavier_uniform_)": lambda: _drawn(torch.nn.init.xavier_uniform_),
+    "normal with standard deviation 0.0196": lambda: _drawn(lambda w: torch.nn.init.normal_(w, std=0.02)),
+    "truncated normal with standard deviation 0.0812 (lecun_normal)": lambda: _flax(INIT.lecun_normal()),
+    "truncated normal with standard deviation 0.115 (he_normal)": lambda: _flax(INIT.he_normal()),
+    "zeros": lambda: _flax(INIT.zeros),
+    "ones": lambda: _flax(INIT.ones),
+    "all 0.25": lambda: _flax(INIT.constant(0.25)),
+}
+
+
+@pytest.mark.parametrize("said", NAMED)
+def test_how_a_tensor_was_drawn_is_told(said: str) -> None:
+    form, _, rest = _described(NAMED[said]().reshape(-1), WEIGHT)[1].partition(" with")
+    wanted, _, more = said.partition(" with")
+    assert form == wanted
+    assert rest.partition(" (")[2] == more.partition(" (")[2]
+
+
+def test_equal_distributions_are_not_told_apart() -> None:
+    """A thousand pairs of draws of any size, at the level of one in a hundred: ten are expected."""
+    rng = np.random.default_rng(5)
+    draws: tuple[Callable[[int], Any], ...] = (rng.standard_normal, lambda n: rng.uniform(-1, 1, n))
+    for draw in draws:
+        for size in (8, 40, 400):
+            wrong = sum(_differ(draw(size), draw(size), 0.01) for _ in range(500))
+            assert wrong <= 25, (size, wrong)
+
+
+def test_other_spread_and_other_shape_are_told_apart() -> None:
+    rng = np.random.default_rng(6)
+    assert _differ(rng.standard_normal(3000), 1.2 * rng.standard_normal(3000), 1e-7)
+    assert _differ(rng.standard_normal(5000), rng.uniform(-(3**0.5), 3**0.5, 5000), 1e-7)
+    assert _differ(np.zeros(4), np.ones(4), 1e-7)
+    assert not _differ(np.zeros(4), np.zeros(4), 1e-7)
+
+
+def _sides(seed: int, linen: nn.Module | None = None) -> tuple[parity.torch.Side, parity.linen.Side]:
+    torch.manual_seed(seed)
+    net = linen or LinenNet()
+    variables = net.init(jax.random.key(seed), np.ones((1, 16, 16, 3)), train=False)
+    return parity.torch.Side(TorchNet().double()), parity.linen.Side(net, variables)
+
+
+def test_the_first_that_begins_otherwise_is_named() -> None:
+    left, right = _sides(0)
+    kept = {name: values.copy() for name, values in right.names(right.params, False).items()}
+    found = parity.initial(left, right, batches(NET.shape)[0], more=[_sides(seed) for seed in range(1, 30)])
+    assert not found
+    assert found.sentence == (
+        "PyTorch and Flax begin otherwise, first in stem.weight: PyTorch's uniform within ±0.192 (PyTorch's default), "
+        "Flax's truncated normal with standard deviation 0.193 (lecun_normal)."
+    ), found
+    told = {name: begun for begun in found.differences for name in begun.tensors}
+    assert told["wide.bias"].right == "zeros"
+    assert not {"norm.weight", "norm.running_var", "layer_norm.bias"} & told.keys()
+    now = right.names(right.params, False)
+    assert all(np.array_equal(values, kept[name]) for name, values in now.items())
+
+
+class _Same(nn.Module):
+    """What PyTorch's layers begin with."""
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        uniform = INIT.variance_scaling(1 / 3, "fan_in", "uniform")
+        return nn.Dense(60, kernel_init=uniform, bias_init=lambda *a: INIT.uniform(0.5)(*a) - 0.25)(x)
+
+
+def test_what_begins_alike_is_said_to_with_its_error() -> None:
+    torch.manual_seed(0)
+    left = parity.torch.Side(torch.nn.Linear(16, 60).double())
+    right = parity.linen.Side(_Same(), _Same().init(jax.random.key(0), np.ones((1, 16))))
+    found = parity.initial(left, right, np.ones((2, 16)))
+    assert found, found
+    assert found.sentence == (
+        "PyTorch and Flax begin alike: 2 tensors, 2 of them random, none told apart with an error probability of "
+        "1e-06 in all."
+    )
+    assert "Of too few numbers to tell by one draw: bias (60)." in str(found)
+
+
+def test_shapes_alone_are_refused() -> None:
+    with pytest.raises(ValueError, match="Flax holds nothing but zeros: make its side of what `init` returned"):
+        parity.initial(*NET.sides(), batches(NET.shape)[0])
+
+
+def test_a_check_that_goes_on_tells_of_them() -> None:
+    left, _ = NET.sides()
+    net = LinenNet()
+    variables = net.init(jax.random.key(0), np.ones((1, 16, 16, 3)), train=False)
+    right = parity.linen.Side(net, variables)
+    verdict = parity.check(left, right, batches(NET.shape), mode="forward", go_on=True, noise=False)
+    assert any(note.startswith("Before weights were carried over wide.weight") for note in verdict.notes), verdict
+    again = parity.check(left, right, batches(NET.shape), mode="forward", go_on=True, noise=False)
+    assert not any("Before weights" in note for note in again.notes)

@@ -32,12 +32,14 @@ class Context:
             `parity.model.Module`.
         optimizer: what is known of either side's; see `parity.model.Model`.
         step: of the run, from 0.
+        masks: what each side's attention layers let queries see (N, queries, keys), by the left's names of their calls.
     """
 
     before: tuple[Trace, Trace] = field(default_factory=lambda: ({}, {}))
     modules: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = field(default_factory=dict)
     optimizer: Mapping[str, Any] = field(default_factory=dict)
     step: int = 0
+    masks: tuple[Mapping[str, Array], Mapping[str, Array]] = field(default_factory=lambda: ({}, {}))
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ def likely_cause(
         return _settings(case)
     rules: tuple[Callable[[], str], ...] = (
         lambda: _settings(case),
+        lambda: _attention_masks(case),
         lambda: _between(case),
         lambda: _channels(case, a, b),
         lambda: _constants(case, a, b),
@@ -139,6 +142,19 @@ def as_float64(values: Array) -> Array:
     if values.dtype.kind == "c":
         values = np.stack([values.real, values.imag])
     return values.astype(np.float64)
+
+
+def _attention_masks(case: _Case) -> str:
+    """An attention layer is told to hide something else."""
+    ours, theirs = (masks.get(case.tensor) for masks in case.context.masks)
+    if case.phase != "activation" or ours is None or theirs is None or np.array_equal(ours, theirs):
+        return ""
+    if ours.shape != theirs.shape:
+        return f"The mask is of the shape {ours.shape} in {case.names[0]}, of {theirs.shape} in {case.names[1]}."
+    (one, kept), (other, its) = map(forms.mask_words, (ours, theirs))
+    opposite = "" if kept.all() or not np.array_equal(kept, ~its) else " (the opposite ones)"
+    told = [f"{case.names[0]} {one}", f"{case.names[1]} {other}"]
+    return f"The attention mask: {told[0]}, {told[1]}{opposite}."
 
 
 def _settings(case: _Case) -> str:

@@ -15,6 +15,7 @@ Form = Callable[[Array], Array]
 
 _CHANNELS = 8  # of the first example are enough to tell two forms apart
 _RECENT = 8  # tensors before the one in question from which it may have been made
+_PADDED = 24  # positions up to which attention without some of them is tried
 _SEQUENCE = 64  # positions up to which attention is computed anew
 
 
@@ -28,6 +29,11 @@ def explain(wanted: Array, other: Array, sources: Mapping[str, Array]) -> tuple[
     Returns:
         The name of the source, and what each made of it in words; "" where no form fits.
     """
+    if wanted.shape == other.shape and wanted.ndim and len(wanted):  # the example that they differ in the most
+        apart = np.abs(wanted - other).reshape(len(wanted), -1).max(1, initial=0)
+        place, count = int(np.nan_to_num(apart).argmax()), len(wanted)
+        sources = {name: a[place : place + 1] for name, a in sources.items() if a.ndim and len(a) == count}
+        wanted, other = wanted[place : place + 1], other[place : place + 1]
     best = ("", "", "")
     for source, forms in _candidates(wanted, sources):
         one = other_form = ""
@@ -78,12 +84,24 @@ def _of_one(values: Array, wanted: Array) -> Iterator[tuple[str, Array]]:
         if values.ndim == 4:
             yield f"{words}, then the mean over each map".removeprefix("nothing, then "), made.mean((2, 3))
         if values.ndim == 3:
-            yield f"{words}, then the mean over positions".removeprefix("nothing, then "), made.mean(1)
+            for chosen, result in _positions(made):
+                yield f"{words}, then {chosen}".removeprefix("nothing, then "), result
         if words in _BEFORE_POOLS and values.ndim == 4:
             for pooled, result in (*_pools(made, wanted), *_resized(made, size)):
                 yield f"{words}, then {pooled}".removeprefix("nothing, then "), result
     if values.ndim == 4:
         yield from _max_pools(values, wanted, 0.0)
+
+
+def _positions(values: Array) -> Iterator[tuple[str, Array]]:
+    """What is made of a sequence, as one vector."""
+    yield "the mean over positions", values.mean(1)
+    yield "the first position", values[:, 0]
+    yield "the last position", values[:, -1]
+    yield "the largest over positions", values.max(1)
+    for count in range(2, values.shape[1]):
+        yield f"the mean over the first {count} of {values.shape[1]} positions", values[:, :count].mean(1)
+        yield f"the position {count} of {values.shape[1]}", values[:, count - 1]
 
 
 def _crop(values: Array) -> Array:
@@ -235,11 +253,47 @@ def _attention(three: Sequence[Array]) -> Iterator[tuple[str, Array]]:
     for (query, key, value), n in product(permutations([a[:1].astype(np.float64) for a in three]), heads):
         q, k, v = (a.reshape(1, a.shape[1], n, width // n).transpose(0, 2, 1, 3) for a in (query, key, value))
         products = q @ k.transpose(0, 1, 3, 2)
-        masks = {"": 0.0, ", causal": np.triu(np.full(products.shape[-2:], -np.inf), 1)}
         scales = {"1 / sqrt(head size)": (width // n) ** -0.5, "1": 1.0, "1 / sqrt(width)": width**-0.5}
-        for (by, scale), (masked, mask) in product(scales.items(), masks.items()):
-            weights = products * scale + mask
-            weights = np.exp(weights - weights.max(-1, keepdims=True))
-            weights /= weights.sum(-1, keepdims=True)
-            made = (weights @ v).transpose(0, 2, 1, 3).reshape(1, -1, width)
-            yield f"attention in {n} heads, its products scaled by {by}{masked}", made
+        for by, scale in scales.items():
+            weights = np.exp(scale * (products - products.max(-1, keepdims=True)))
+            for masked, seen in _masks(*products.shape[-2:]):
+                shares = weights * seen
+                shares /= np.maximum(shares.sum(-1, keepdims=True), 1e-300)
+                made = (shares @ v).transpose(0, 2, 1, 3).reshape(1, -1, width)
+                yield f"attention in {n} heads, its products scaled by {by}{masked}", made
+
+
+def _masks(queries: int, keys: int) -> Iterator[tuple[str, Array]]:
+    """(in words, what each query sees): all, what is not later, and this without padding."""
+    rows, columns = np.arange(queries)[:, None], np.arange(keys)[None]
+    orders = {"": columns >= 0, ", causal": columns <= rows, ", causal the wrong way round": columns >= rows}
+    for order, seen in orders.items():
+        yield order, np.broadcast_to(seen, (queries, keys))
+    for count in range(1, keys) if keys <= _PADDED else ():
+        for order, seen in orders.items():
+            yield f"{order}, of the first {count} of {keys} keys alone", seen & (columns < count)
+            yield f"{order}, of the keys after the first {count} alone", seen & (columns >= count)
+
+
+def mask_words(seen: Array) -> tuple[str, Array]:
+    """What a mask (N, queries, keys), True where something is seen, hides in words; and which keys it leaves."""
+    queries, keys = seen.shape[1:]
+    rows, columns = np.arange(queries)[:, None], np.arange(keys)[None]
+    orders = {
+        "": np.ones((queries, keys), bool),
+        "what comes later": columns <= rows,
+        "what came before": columns >= rows,
+        "what comes later and the place itself": columns < rows,
+    }
+    for order, shown in orders.items():
+        keep = np.stack([(one | ~shown).all(0) for one in seen])  # keys that are hidden for no other reason
+        found = [(keep, shown & keep[:, None], "")]
+        if queries == keys:
+            own = np.diagonal(seen, axis1=1, axis2=2)
+            found.append((own, shown & own[:, None] & own[:, :, None], ", and from queries there everything"))
+        for kept, mask, more in found:
+            if np.array_equal(mask, seen):
+                padding = "" if kept.all() else f"{1 - kept.mean():.0%} of the keys, as of padding{more}"
+                parts = " and ".join(part for part in (order, padding) if part)
+                return f"hides {parts or 'nothing'}", kept
+    return f"hides {1 - seen.mean():.0%} of the pairs of query and key", np.asarray(seen.any(1))

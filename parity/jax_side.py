@@ -19,6 +19,7 @@ from parity.dropout import Drop, off_words
 from parity.model import Array, Batch, Dropout, Layout, Module
 
 _MEMORY = {"trace": "momentum_buffer", "mu": "exp_avg", "nu": "exp_avg_sq", "sum_of_squares": "exp_avg_sq"}
+_MASK = " (mask)"
 _TRAIN = {"train": True, "training": True, "is_training": True, "is_train": True}
 _TRAIN |= {"deterministic": False, "use_running_average": False, "inference": False}
 
@@ -77,7 +78,7 @@ class JaxSide:
             if self.prepare:
                 inputs = self.prepare(inputs)
             output, state = self.apply(params, state, inputs, train, key)
-            arrays = dict(self.seen.arrays)
+            arrays = {**self.seen.arrays, **self.seen.masks}
             if targets is None or self.loss is None:
                 return jnp.zeros(()), (inputs, arrays, state)
             more = {"params": params} if "params" in inspect.signature(self.loss).parameters else {}
@@ -200,6 +201,7 @@ class JaxSide:
 
     def _trace(self, inputs: Any, targets: Any, arrays: Any, loss: Any) -> Trace:
         given = _numpy(shared.named_inputs(inputs))
+        self.masks = {name: _shown(np.array(arrays[f"{name}{_MASK}"]), size) for name, size in self.seen.pairs.items()}
         seen = {name: np.array(arrays[name]) for name in self.seen.order if name in arrays}
         trace: Trace = {"input": given, "activation": seen}
         if targets is None or self.loss is None:
@@ -265,18 +267,22 @@ class Seen:
         self.drawn: Any = {}
         self.drops: dict[str, Drop] = {}
         self.silenced: dict[str, None] = {}
+        self.masks: dict[str, Any] = {}
+        self.pairs: dict[str, tuple[int, int, int]] = {}  # examples, queries and keys of attention layers
         self._counts: dict[str, int] = {}
         self._adopt: Any = {}
         self._level: Any = None
 
     def begin(self, adopt: Any, drawn: Any) -> None:
         """A new pass; what is shown later under another transformation, inside a loop or map, does not get out."""
-        self.drawn, self.drops, self.silenced = drawn, {}, {}
+        self.drawn, self.drops, self.silenced, self.masks, self.pairs = drawn, {}, {}, {}, {}
         self.arrays, self.order, self.begun, self._counts = {}, [], [], {}
         self._adopt, self._level = adopt, get_opaque_trace_state(convention="flax")
 
-    def call(self, path: str, call: Callable[..., Any], inputs: Any, keywords: Any) -> tuple[str, Any]:
-        """Make a call and record it; returns its name and what it returns."""
+    def call(
+        self, path: str, call: Callable[..., Any], inputs: Any, keywords: Any, attention: bool = False
+    ) -> tuple[str, Any]:
+        """Make a call, of an attention layer or another, and record it; returns its name and what it returns."""
         count = self._counts[path] = self._counts.get(path, 0) + 1
         name = shared.call_name(path, count)
         self.begun.append(name)
@@ -286,12 +292,22 @@ class Seen:
             inputs = (self._record(shared.input_of(name), first), *inputs[1:])
         elif first is not None:
             self._record(shared.input_of(name), first)
+        if attention and seen:
+            self._attention(name, *inputs, **keywords)
         output = call(*inputs, **keywords)
         first = _first(output) if seen else None
         if first is None:
             return name, output
         shown = self._record(name, first)
         return name, shown if output is first else output
+
+    def _attention(self, name: str, queries: Any, keys: Any = None, *_: Any, mask: Any = None, **more: Any) -> None:
+        """What queries see; batches of one axis."""
+        keys = queries if keys is None else keys
+        if np.ndim(queries) != 3 or np.ndim(keys) != 3:
+            return
+        self.pairs[name] = (queries.shape[0], queries.shape[1], keys.shape[1])
+        self.masks[f"{name}{_MASK}"] = jnp.ones((1, 1, 1, 1)) if mask is None else mask
 
     def _record(self, name: str, value: Any) -> Any:
         if name in self._adopt:
@@ -347,6 +363,11 @@ def padding(given: Any, space: Any, kernel: list[int], stride: list[int], dilati
 def _first(values: Any) -> Any:
     """The first array in nested values."""
     return next((leaf for leaf in jax.tree.leaves(values) if isinstance(leaf, jax.Array | np.ndarray)), None)
+
+
+def _shown(mask: Array, size: tuple[int, int, int]) -> Array:
+    """(N, queries, keys) of a mask of more axes, which is True where something is seen."""
+    return shared.seen_keys([mask.reshape((1,) * (4 - mask.ndim) + mask.shape)], *size)
 
 
 def _leaf(value: Any) -> jax.Array:

@@ -79,7 +79,8 @@ class Side(JaxSide):
             try:
                 if layer:
                     call = self.dropping(call, module.rate, module.broadcast_dims, module.deterministic)
-                return self.seen.call(name, call, given, keywords)[1]
+                attention = isinstance(module, nn.MultiHeadDotProductAttention)
+                return self.seen.call(name, call, given, keywords, attention)[1]
             finally:
                 inside.pop()
 

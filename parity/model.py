@@ -181,6 +181,14 @@ def relay(array: Array, given: Layout, wanted: Layout) -> Array:
     return space_last(array) if wanted == "channels last" else space_first(array)
 
 
+def seen_keys(masks: Sequence[Array], count: int, queries: int, keys: int) -> Array:
+    """What queries see, (N, queries, keys), from masks (N or 1, heads or 1, queries or 1, keys) that are True there."""
+    seen = np.ones((count, queries, keys), bool)
+    for mask in masks:
+        seen &= np.broadcast_to(mask, (count, mask.shape[1], queries, keys))[:, 0].astype(bool)
+    return seen
+
+
 def same_pads(size: int, kernel: int, stride: int, dilation: int = 1) -> tuple[int, int]:
     """What "SAME" pads an axis by, before and after."""
     total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)

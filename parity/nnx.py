@@ -89,7 +89,7 @@ class Side(JaxSide):
                     own: Any = lambda *a, **k: call(module, *a, **k)  # noqa: E731
                     if isinstance(module, nnx.Dropout):
                         own = self.dropping(own, module.rate, module.broadcast_dims, module.deterministic)
-                    return self.seen.call(path, own, given, keywords)[1]
+                    return self.seen.call(path, own, given, keywords, isinstance(module, nnx.MultiHeadAttention))[1]
                 finally:
                     inside.pop()
 

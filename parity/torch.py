@@ -19,6 +19,7 @@ from parity.dropout import Drop, off_words
 from parity.model import Array, Batch, Dropout, Layout, Module
 
 _MEMORY = {"square_avg": "exp_avg_sq", "sum": "exp_avg_sq", "max_exp_avg_sq": "exp_avg_sq_max"}
+_HIDDEN = -1e4  # what is added to products to hide them is minus infinity, or lower than this
 _HYPER = ("momentum", "nesterov", "betas")
 _DROPS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
 
@@ -102,6 +103,11 @@ class Side:
     def describe(self, inputs: Any) -> None:
         """See what calls there are; see `parity.model.Watched`."""
         self.forward((inputs, None))
+
+    @property
+    def masks(self) -> Mapping[str, Array]:
+        """What attention layers let queries see, by their calls, in the last pass."""
+        return self._last.masks if self._last else {}
 
     def drops(self, inputs: Any) -> tuple[list[Drop], list[str]]:
         """What is dropped in training; see `parity.dropout.Dropping`."""
@@ -245,6 +251,7 @@ class _Seen:
 
     def __init__(self, adopt: Mapping[str, Array], tensor: Callable[[Any], Tensor], drawn: Mapping[str, Array]) -> None:
         self.adopt, self.tensor, self.drawn = adopt, tensor, drawn
+        self.masks: dict[str, Array] = {}
         self.drops: list[Drop] = []
         self.functions: dict[str, None] = {}
         self._modules: dict[str, nn.Module] = {}
@@ -275,6 +282,8 @@ class _Seen:
         first = _first((*inputs, *keywords.values()))
         if first is None:
             return None
+        if isinstance(module := self._modules[path], nn.MultiheadAttention):
+            self.masks[name] = _mask(module, *inputs, **keywords)
         wanted = self.adopt.get(shared.input_of(name))
         if wanted is not None and inputs and inputs[0] is first:
             inputs = (_Adopted.apply(first, self.tensor(wanted)), *inputs[1:])
@@ -303,6 +312,34 @@ class _Seen:
             output = first = _Adopted.apply(first, self.tensor(self.adopt[name]))
         self.arrays[name] = _numpy(first)
         return output
+
+
+def _mask(
+    module: nn.MultiheadAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    *_: Any,
+    **__: Any,
+) -> Array:
+    """What queries see; a mask that hides is True, or minus infinity."""
+    first = 0 if module.batch_first else 1
+    count, queries, keys = (query.shape[first], query.shape[1 - first], key.shape[1 - first])
+    if query.ndim == 2:
+        count, queries, keys = 1, len(query), len(key)
+    masks = []
+    if key_padding_mask is not None:
+        masks.append(_numpy(_shown(key_padding_mask)).reshape(-1, 1, 1, keys))
+    if attn_mask is not None:
+        masks.append(_numpy(_shown(attn_mask)).reshape(1 if attn_mask.ndim == 2 else count, -1, queries, keys))
+    return shared.seen_keys(masks, count, queries, keys)
+
+
+def _shown(mask: Tensor) -> Tensor:
+    return ~mask if mask.dtype == torch.bool else mask > _HIDDEN
 
 
 def _described(path: str, module: nn.Module, size: tuple[int, ...]) -> dict[str, Module]:

@@ -334,7 +334,7 @@ class _Walk:
 
     def _differences(self, left: Trace, right: Trace, step: int, phase: str) -> Iterator[Difference]:
         """Of one phase, those already named left out."""
-        self.context = context = Context(self.before, self.modules, self.optimizer, step)
+        self.context = context = Context(self.before, self.modules, self.optimizer, step, self._masks())
         if phase in ("optimizer", "parameter"):
             self._find_idle(left, right)
         names, agreed = self.verdict.names, self.agreed if phase == "activation" else ()
@@ -353,6 +353,11 @@ class _Walk:
                 yield difference
                 if not difference.within and (phase == "activation" or not self.go_on):
                     return
+
+    def _masks(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Of attention layers in the last pass, by the left's calls."""
+        ours, theirs = (getattr(side, "masks", {}) for side in (self.found.left, self.found.right))
+        return ours, {left: theirs[right] for left, right, _ in self.found.calls() if right in theirs}
 
     def _within_noise(self, difference: Difference) -> Difference:
         """A difference that the left's own noise explains, where no bound was given, without its cause."""

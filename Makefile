@@ -42,7 +42,7 @@ LOCK := pyproject.toml requirements.lock
 .DEFAULT_GOAL := help
 TARGETS := help train-torch train-flax resume resume-torch resume-flax compare ablation find-lr find-lr-torch \
 	find-lr-flax runs plot photos photos-torch photos-flax evaluate-torch evaluate-flax predict predict-torch predict-flax features features-torch features-flax export-torch export-flax summary \
-	study notebook weights data parity mutants mutate soak fuzz results results-table results-check bench bench-gpu growth gpu-pack gpu-run check test test-full test-gpu lint \
+	study break notebook weights data parity mutants mutate soak fuzz results results-table results-check bench bench-gpu growth gpu-pack gpu-run check test test-full test-gpu lint \
 	lock clean
 .PHONY: $(TARGETS)
 .DELETE_ON_ERROR:
@@ -111,6 +111,9 @@ summary: .venv/.torch .venv/.flax  ## print both networks of ARCH (default: alex
 study: .venv/.study  ## write both implementations side by side as pages into site/; RECIPE=... IMAGE=... WEIGHTS=..., RUN_TORCH=... RUN_FLAX=... NOISE=... add curves
 	$(BIN)/python -m study $(if $(and $(RECIPE_FILE),$(filter file,$(origin RECIPE))),,--recipe $(RECIPE)) $(if $(RUN_TORCH),--run-torch "$(RUN_TORCH)") $(if $(RUN_FLAX),--run-flax "$(RUN_FLAX)") \
 		$(if $(NOISE),--noise "$(NOISE)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(IMAGE),--image "$(IMAGE)") $(OWN) $(ARGS)
+
+break: .venv/.study  ## plant a fault in one framework and find it by what shows first; FAULT=NUMBER or words of its name (default: one that is not told), ANSWER=3
+	$(BIN)/python -m study.break_it $(if $(FAULT),--fault "$(FAULT)") $(if $(ANSWER),--answer "$(ANSWER)") $(ARGS)
 
 notebook: .venv/.notebook  ## open docs/quickstart.ipynb in Jupyter: both frameworks trained, and compared, step by step; ARGS="--no-browser"
 	$(BIN)/python -m jupyterlab docs/quickstart.ipynb $(ARGS)
@@ -296,6 +299,7 @@ TAKES.export-torch := RUN TO RECIPE_FILE ARGS
 TAKES.export-flax := $(TAKES.export-torch)
 TAKES.summary := ARCH RECIPE_FILE
 TAKES.study := RECIPE RECIPE_FILE RUN_TORCH RUN_FLAX NOISE IMAGE WEIGHTS ARGS
+TAKES.break := FAULT ANSWER ARGS
 TAKES.data := DATASET ARGS
 TAKES.mutate := FILES ARGS
 TAKES.soak := FRAMEWORK ARGS

@@ -44,6 +44,7 @@ ORIGINS = {
     "dropout-*.json": Origin(
         ".venv/bin/python -m benchmarks.dropout", ("torch_impl/dropout.py", "benchmarks/dropout.py")
     ),
+    "exercises-*.json": Origin("make break ARGS=--curves", (*PROOF, "parity_tests/mutants.py", "study/break_it.py")),
     "fuzz.json": Origin("make fuzz", (*PRODUCT, "stress/fuzz.py")),
     "input-*.json": Origin(".venv/bin/python -m benchmarks.input", ("common/data", "benchmarks/input.py")),
     "memory-*.json": Origin(".venv/bin/python -m benchmarks.memory", (*PRODUCT, "study", "benchmarks/memory.py")),

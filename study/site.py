@@ -187,9 +187,8 @@ def _exercises(entries: Sequence[dict[str, Any]], rows: Sequence[Mapping[str, st
     by_name, found = {row["fault"]: row for row in rows}, []
     for cited in entries:
         entry = cited["entry"]
-        names = sorted((entry.fault, *entry.others), key=str.lower)
-        if all(name in by_name for name in names):
-            choices = [{**by_name[name], "right": name == entry.fault} for name in names]
+        if all(name in by_name for name in entry.choices):
+            choices = [{**by_name[name], "right": name == entry.fault} for name in entry.choices]
             found.append({**cited, "row": by_name[entry.fault], "choices": choices})
     return found
 

@@ -78,13 +78,18 @@ class Excerpt:
     Attributes:
         framework, module: whose file it is.
         first: its first line's number.
-        lines: coloured, without the indentation that they share.
+        text: the lines, without the indentation that they share.
     """
 
     framework: str
     module: str
     first: int
-    lines: tuple[Markup, ...]
+    text: str
+
+    @property
+    def lines(self) -> list[Markup]:
+        """Each line coloured."""
+        return coloured(self.text)[: self.text.count("\n") + 1]
 
     @property
     def path(self) -> str:
@@ -223,8 +228,7 @@ def excerpt(framework: str, module: str, begins: str, count: int = 1, root: Path
             f"The notes cite {begins!r} of {framework}_impl/{module}.py, where {len(found) or 'no'} lines hold it: "
             "name one line in study/notes."
         )
-    html = coloured(dedent("\n".join(lines[found[0] - 1 : found[0] - 1 + count])))
-    return Excerpt(framework, module, found[0], tuple(html[:count]))
+    return Excerpt(framework, module, found[0], dedent("\n".join(lines[found[0] - 1 : found[0] - 1 + count])))
 
 
 def _file(root: Path, framework: str, module: str) -> tuple[ast.Module, str]:

@@ -24,6 +24,11 @@ class Exercise:
     torch: tuple[Cite, ...]
     flax: tuple[Cite, ...]
 
+    @property
+    def choices(self) -> list[str]:
+        """All five answers, in an order that does not tell which is right."""
+        return sorted((self.fault, *self.others), key=str.lower)
+
 
 EXERCISES = (
     Exercise(

@@ -25,7 +25,7 @@ from common.errors import UserError
 from common.frameworks import FRAMEWORKS
 from common.system import package_versions
 from parity import PHASES
-from parity.compare import Difference
+from parity.compare import Difference, Side
 from parity_tests import mutants, results
 from parity_tests.material import first_batches
 from parity_tests.mutants import Mutant
@@ -181,7 +181,7 @@ def losses(mutant: Mutant, subject: Subject, steps: int) -> dict[str, list[float
     """The losses of both frameworks over some steps with a fault planted, by their titles."""
     recipe, data = subject.recipe, subject.data
     with mutant.patch():
-        sides = make_pair(recipe, subject.arch, steps_per_epoch(data, recipe), subject.edit)
+        sides: tuple[Side, Side] = make_pair(recipe, subject.arch, steps_per_epoch(data, recipe), subject.edit)
         batches = first_batches(data, recipe, steps)
         found = [[side.step(batch)["loss"]["loss"].item() for side in sides] for batch in batches]
     return {side.name: list(column) for side, column in zip(sides, zip(*found, strict=True), strict=True)}

@@ -72,24 +72,46 @@ def strongest(activation: np.ndarray) -> np.ndarray:
 def profile(ours: np.ndarray, theirs: np.ndarray, name: str) -> Markup:
     """Outputs (1, features) of both frameworks, each sorted from large to small, over each other; dotted, zero."""
     low, high = float(min(ours.min(), theirs.min())), float(max(ours.max(), theirs.max()))
-    span = (high - low) or 1.0
+    ordered = {title: np.sort(values[0])[::-1] for title, values in (("PyTorch", ours), ("Flax", theirs))}
+    zero = _height(0, low, high)
+    axis = _dotted(f"M0 {zero:.1f}H200") if low < 0 < high else ""
+    label = f"{name}: {ours.shape[1]:,} outputs, sorted, from {high:.3g} to {low:.3g}"
+    return _small(axis + _lines(ordered, low, high), label)
 
-    def line(values: np.ndarray, framework: str) -> str:
-        ordered = np.sort(values[0])[::-1]
-        chosen = ordered[np.linspace(0, len(ordered) - 1, min(len(ordered), 160)).round().astype(int)]
-        points = zip(np.linspace(2, 198, len(chosen)), 4 + 92 * (high - chosen) / span, strict=True)
-        drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        look = f'stroke="{COLOURS[framework]}" stroke-width="{WIDTHS[framework] / 1.5:.1f}"'
-        return f'<polyline points="{drawn}" fill="none" {look}/>'
 
-    zero = 4 + 92 * (high - 0) / span
-    axis = (
-        f'<path d="M0 {zero:.1f}H200" stroke="currentColor" stroke-dasharray="2 3" fill="none"/>'
-        if low < 0 < high
-        else ""
-    )
-    label = f'role="img" aria-label="{name}: {ours.shape[1]:,} outputs, sorted, from {high:.3g} to {low:.3g}"'
-    return Markup(f'<svg viewBox="0 0 200 100" {label}>{axis}{line(ours, "PyTorch")}{line(theirs, "Flax")}</svg>')
+def losses(found: Mapping[str, Sequence[float]], at: int) -> Markup:
+    """The losses of both frameworks over the steps, over each other, and dotted the step `at`."""
+    values = [value for line in found.values() for value in line]
+    low, high, last = min(values), max(values), len(values) // len(found) - 1
+    x = 2 + 196 * at / last
+    label = f"Losses of both frameworks over {last + 1} steps, from {low:.3g} to {high:.3g}"
+    ends = f'<text x="198" y="10" text-anchor="end">losses from {high:.3g} to {low:.3g}</text>'
+    ends += f'<text x="2" y="108">step 0</text><text x="198" y="108" text-anchor="end">{last}</text>'
+    return _small(_dotted(f"M{x:.1f} 0V100") + _lines(found, low, high) + ends, label, 110)
+
+
+def _small(inside: str, label: str, height: int = 100) -> Markup:
+    return Markup(f'<svg viewBox="0 0 200 {height}" role="img" aria-label="{label}">{inside}</svg>')
+
+
+def _dotted(path: str) -> str:
+    return f'<path d="{path}" stroke="currentColor" stroke-dasharray="2 3" fill="none"/>'
+
+
+def _height(value: Any, low: float, high: float) -> Any:
+    return 4 + 92 * (high - value) / ((high - low) or 1.0)
+
+
+def _lines(found: Mapping[str, Sequence[float] | np.ndarray], low: float, high: float) -> str:
+    """A line for each framework, of at most 160 points from left to right."""
+    drawn = ""
+    for title, line in found.items():
+        values = np.asarray(line)
+        chosen = values[np.linspace(0, len(values) - 1, min(len(values), 160)).round().astype(int)]
+        points = zip(np.linspace(2, 198, len(chosen)), _height(chosen, low, high), strict=True)
+        look = f'stroke="{COLOURS[title]}" stroke-width="{WIDTHS[title] / 1.5:.1f}"'
+        drawn += f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}" fill="none" {look}/>'
+    return drawn
 
 
 def confusion(counts: Sequence[Sequence[int]]) -> np.ndarray:

@@ -34,6 +34,8 @@ FIGURES = {
 
 ALLOWED = 4  # times the self-noise: two runs, each with rounding of its own, and noise is measured on a run or two
 
+SEEN = 0.02  # of a loss: what an eye takes for a difference of two curves
+
 Points = list[tuple[float, float]]  # step, value
 Curves = dict[str, dict[str, Points]]
 
@@ -193,6 +195,12 @@ def differences(ours: Curves, theirs: Curves) -> Curves:
             if pairs:
                 found.setdefault(split, {})[key] = pairs
     return found
+
+
+def parting(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """Where two curves part: `parted`, the first step with a difference that is seen, or None; `largest`, of any."""
+    shares = [abs(one - other) / max(abs(one), abs(other), 1e-300) for one, other in zip(ours, theirs, strict=True)]
+    return {"parted": next((step for step, share in enumerate(shares) if share > SEEN), None), "largest": max(shares)}
 
 
 def envelope(base: Curves, moved: Sequence[Curves], eps: float) -> Curves:

@@ -28,6 +28,7 @@ from parity import PHASES
 from parity_tests import mutants, noise, table
 from parity_tests.results import RESULTS, ROOT
 from study import anatomy, deviations, diagram, measure, notes, pictures, runs, source
+from study.break_it import CURVES
 from study.measure import Arrays, Subject
 from study.notes import faults, glossary, training
 from study.notes.faults import Exercise
@@ -118,6 +119,7 @@ def build(options: Options, *, subject: Subject | None = None, root: Path = ROOT
         "training": _training(options),
         "parity": _table(results / "parity-cpu.json", {*(column.name for column in fields(table.Row)), "verdict"}),
         "mutants": _table(results / "mutants-cpu.json", set(mutants.COLUMNS)),
+        "exercises": _table(results / CURVES, {"fault", "losses"}),
         "curves": _curve_files(results),
         "deviations": deviations.grids(),
         "versions": package_versions(),
@@ -132,7 +134,7 @@ def build(options: Options, *, subject: Subject | None = None, root: Path = ROOT
     drawn |= {"network": diagram.draw(arch), "bars": diagram.bars(arch), "profiles": _profiles(*activations)}
     sources["pairs"] = [*models[kind], sources.pop("block")]
     sources["others"] = [pair for name, both in models.items() if name != kind for pair in both]
-    sources["exercises"] = _exercises(sources["exercises"], data["mutants"]["rows"])
+    sources["exercises"] = _exercises(sources["exercises"], data["mutants"]["rows"], data["exercises"]["rows"])
     sources["curves"] = {key: title for key, title in runs.KEYS.items() if key in drawn}
     _render(
         options.out,
@@ -182,14 +184,29 @@ def _cited(entry: Concept | Term | Exercise, root: Path) -> dict[str, Any]:
     return {"entry": entry, **excerpts}
 
 
-def _exercises(entries: Sequence[dict[str, Any]], rows: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
-    """Exercises with what the table of planted faults says of each answer; one whose faults it lacks is left out."""
+def _exercises(
+    entries: Sequence[dict[str, Any]], rows: Sequence[Mapping[str, str]], measured: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Exercises with what the table of planted faults says of each answer; one whose faults it lacks is left out.
+
+    Args:
+        entries: cited.
+        rows: of the table.
+        measured: the losses with each fault planted; gets where they part.
+    """
     by_name, found = {row["fault"]: row for row in rows}, []
+    curves = {row["fault"]: place for place, row in enumerate(measured)}
     for cited in entries:
         entry = cited["entry"]
-        if all(name in by_name for name in entry.choices):
-            choices = [{**by_name[name], "right": name == entry.fault} for name in entry.choices]
-            found.append({**cited, "row": by_name[entry.fault], "choices": choices})
+        if not all(name in by_name for name in entry.choices):
+            continue
+        choices = [{**by_name[name], "right": name == entry.fault} for name in entry.choices]
+        one = {**cited, "row": by_name[entry.fault], "choices": choices, "curve": curves.get(entry.fault)}
+        if one["curve"] is not None:
+            row = measured[one["curve"]]
+            row |= runs.parting(*row["losses"].values())
+            one["drawn"] = pictures.losses(row["losses"], int(one["row"]["found_at"].split(",")[0].split()[1]))
+        found.append(one)
     return found
 
 
@@ -406,7 +423,7 @@ def _render(out: Path, data: dict[str, Any], sources: Mapping[str, Any]) -> None
     )
     environment.globals.update(figure=figure, pages=PAGES, names=source.TITLES, frameworks=BY_TITLE)
     environment.globals.update(references=deviations.ABOUT, mutant_columns=mutants.COLUMNS, precisions=table.PRECISIONS)
-    environment.globals.update(floor=noise.FLOOR, factor=noise.FACTOR, page_of=page_of, phases=PHASES)
+    environment.globals.update(floor=noise.FLOOR, factor=noise.FACTOR, seen=runs.SEEN, page_of=page_of, phases=PHASES)
     write_json(out / "data.json", shown)
     for page in PAGES:
         html = environment.get_template(f"{page}.html").render(page=page, data=shown, **sources)

@@ -57,6 +57,7 @@ def refused(*words: str) -> str:
         ("data", ("DATASET",)),
         ("gpu-run", ("RESULTS", "DEVICE")),
         ("study", ("IMAGE", "RUN_TORCH", "RUN_FLAX", "NOISE", "WEIGHTS")),
+        ("break", ("FAULT",)),
     ],
 )
 def test_paths_with_spaces_are_one_word(target: str, names: tuple[str, ...]) -> None:

@@ -38,7 +38,7 @@ from common.weights import exchange
 from common.weights.network import Network
 from parity_tests.material import narrow
 from parity_tests.results import RESULTS, ROOT
-from study import anatomy, compare, deviations, diagram, measure, notes, pictures, runs, site, source
+from study import anatomy, break_it, compare, deviations, diagram, measure, notes, pictures, runs, site, source
 from study.notes import faults, glossary, training
 from study.notes.note import Note
 from torch_impl import weights
@@ -671,11 +671,29 @@ def test_exercises_are_planted_faults_that_their_symptoms_tell_apart(pages: dict
 def test_an_exercise_whose_faults_were_not_planted_is_left_out() -> None:
     entries = [{"entry": one, "torch": [], "flax": []} for one in faults.EXERCISES]
     rows = json.loads((RESULTS / "mutants-cpu.json").read_text(encoding="utf-8"))["rows"]
-    assert len(site._exercises(entries, rows)) == len(entries)
+    assert len(site._exercises(entries, rows, [])) == len(entries)
     gone = faults.EXERCISES[0].fault
-    left = site._exercises(entries, [row for row in rows if row["fault"] != gone])
+    left = site._exercises(entries, [row for row in rows if row["fault"] != gone], [])
     assert gone not in [name for one in left for name in (one["entry"].fault, *one["entry"].others)]
-    assert site._exercises(entries, []) == []
+    assert site._exercises(entries, [], []) == []
+
+
+def test_an_exercise_shows_the_losses_that_were_measured_and_where_they_part(built: Path, data: Any) -> None:
+    filed = json.loads((RESULTS / break_it.CURVES).read_text(encoding="utf-8"))
+    assert [row["fault"] for row in filed["rows"]] == [one.fault for one in faults.EXERCISES]
+    assert (built / "break.html").read_text(encoding="utf-8").count('<figure class="losses">') == len(filed["rows"])
+    parted = {row["fault"]: row["parted"] for row in data["exercises"]["rows"]}
+    assert parted["fc6 transposed but not reordered"] == 0
+    assert parted["a dense layer in float32"] is None
+    assert parted["batch norm's momentum turned round"] is None  # no loss of training sees the running statistics
+    ours, theirs = [3.0, 2.0, 1.0], [3.0, 2.03, 2.0]
+    assert runs.parting(ours, theirs) == {"parted": 2, "largest": 0.5}
+    drawn = ElementTree.fromstring(str(pictures.losses({"PyTorch": ours, "Flax": theirs}, 1)))
+    assert [line.get("points") for line in drawn.iter("polyline")] == [
+        "2.0,4.0 100.0,50.0 198.0,96.0",
+        "2.0,4.0 100.0,48.6 198.0,50.0",
+    ]
+    assert next(drawn.iter("path")).get("d") == "M100.0 0V100"
 
 
 def test_the_glossary_has_twenty_words_that_differ() -> None:

@@ -14,8 +14,12 @@ from flax.traverse_util import flatten_dict
 from PIL import Image
 
 import flax_impl
+import flax_impl.evaluate
+import flax_impl.features
 import flax_impl.preprocess
 import torch_impl
+import torch_impl.evaluate
+import torch_impl.features
 import torch_impl.preprocess
 from common.arch.initializers import get_init
 from common.arch.spec import Arch, AvgPool, ConvSpec, MaxPool
@@ -27,7 +31,7 @@ from common.data.photos import open_image
 from common.data.spec import DATASETS
 from common.errors import UserError
 from common.recipes.zoo import RECIPES, get_recipe
-from common.reports.predictions import to_batch, to_pixels
+from common.reports.predictions import find_images, to_batch, to_pixels
 from common.weights import exchange
 from common.weights.network import Network
 from flax_impl import convert
@@ -38,10 +42,11 @@ from torch_impl import init, pth, weights
 
 PRECISIONS = ("float32", "float64")
 TOP = 5
+IMAGES = 4  # of a folder, or of ours, that Grad-CAM is shown of
 Arrays = dict[str, np.ndarray]
+Picture = tuple[np.ndarray, str]  # uint8 (height, width, channels), and what it shows
 
-_PHOTOGRAPH = "china.jpg"
-_DIGIT = 0  # of the test split
+_PHOTOGRAPHS = ("china.jpg", "flower.jpg")
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class Subject:
         pixels: uint8 (height, width, channels).
         image: what the pixels show, in words.
         fresh: layers whose weights nobody trained; None: all.
+        more: other images like it.
     """
 
     network: Network
@@ -63,6 +69,7 @@ class Subject:
     pixels: np.ndarray
     image: str
     fresh: tuple[str, ...] | None = None
+    more: tuple[Picture, ...] = ()
 
     @property
     def batch(self) -> Batch:
@@ -89,6 +96,8 @@ def fresh_network(recipe_name: str, arch_name: str | None = None) -> Network:
     arch = recipe.model_arch(spec.image, spec.classes)
     if recipe.dataset == "digits":
         names = load_dataset("digits")[1].class_names
+    elif recipe.dataset == "imagenet2012":
+        names = weights.class_names()
     else:
         names = tuple(f"class {label}" for label in range(arch.classes))
     return Network(None, arch, recipe, names)
@@ -109,11 +118,24 @@ def with_weights(network: Network, file: Path) -> tuple[Arrays, tuple[str, ...]]
     return {name: t.numpy() for name, t in model.state_dict().items() if exchange.COUNTER not in name}, fresh
 
 
-def image_for(network: Network, file: Path | None = None) -> tuple[np.ndarray, str]:
+def images_for(network: Network, place: Path | None = None) -> list[Picture]:
+    """The image of a file, the first images of a folder, or some of scikit-learn's; see `image_for`.
+
+    Raises:
+        UserError: there are none, or one cannot be read, or is too narrow.
+    """
+    if place:
+        return [image_for(network, file) for file in find_images(str(place))[1][:IMAGES]]
+    return [image_for(network, which=which) for which in range(IMAGES if network.stored[2] == 1 else len(_PHOTOGRAPHS))]
+
+
+def image_for(network: Network, file: Path | None = None, which: int = 0) -> Picture:
     """The image of a file; without one a digit for networks of one channel, else a photograph, both scikit-learn's.
 
-    Returns:
-        uint8 (height, width, channels), and what it shows.
+    Args:
+        network: whose dataset would store it.
+        file: of the image.
+        which: of scikit-learn's.
 
     Raises:
         UserError: the file cannot be read as an image, or is too narrow.
@@ -127,26 +149,29 @@ def image_for(network: Network, file: Path | None = None) -> tuple[np.ndarray, s
             raise UserError(f"{file}: {error}.") from error
     if channels == 1:
         digits = load_dataset("digits")[1]
-        images, labels = digits.source.read(digits.ids[[_DIGIT]], None)
+        images, labels = digits.source.read(digits.ids[[which]], None)
         picture = Image.fromarray(images[0, :, :, 0]).resize((height, height), Image.Resampling.BILINEAR)
-        shows = f"a handwritten {labels[0]} from scikit-learn's digits (test split, example {_DIGIT})"
+        shows = f"a handwritten {labels[0]} from scikit-learn's digits (test split, example {which})"
     else:
         from sklearn.datasets import load_sample_image
 
-        picture = Image.fromarray(load_sample_image(_PHOTOGRAPH))
-        shows = f"{_PHOTOGRAPH}, a sample photograph of scikit-learn"
+        picture = Image.fromarray(load_sample_image(_PHOTOGRAPHS[which]))
+        shows = f"{_PHOTOGRAPHS[which]}, a sample photograph of scikit-learn"
     return central_square(picture, height).reshape(height, height, channels), shows
+
+
+def _torch_model(subject: Subject) -> Any:
+    model = torch_impl.build(subject.network.arch)
+    if subject.tensors is None:
+        init.initialize(model, get_init(subject.network.recipe.init), subject.network.recipe.seed)
+    else:
+        pth.fill(model, subject.tensors)
+    return model.eval()
 
 
 def torch_activations(subject: Subject, precision: str) -> tuple[Arrays, Arrays]:
     """The input and every layer's output in PyTorch, in evaluation; and the weights they were made with."""
-    network = subject.network
-    model = torch_impl.build(network.arch)
-    if subject.tensors is None:
-        init.initialize(model, get_init(network.recipe.init), network.recipe.seed)
-    else:
-        pth.fill(model, subject.tensors)
-    model.to(getattr(torch, precision)).eval()
+    network, model = subject.network, _torch_model(subject).to(getattr(torch, precision))
     seen: Arrays = {}
 
     def hook(name: str) -> Any:
@@ -180,6 +205,42 @@ def flax_activations(subject: Subject, state: Mapping[str, np.ndarray], precisio
                 seen[name] = np.asarray(calls["__call__"][0])
     flat = {"/".join(path): array for path, array in flatten_dict(variables).items()}
     return _with_flat({name: _channels_first(name, array, arch) for name, array in seen.items()}, arch), flat
+
+
+def speaks(subject: Subject) -> tuple[list[dict[str, Any]], list[dict[str, np.ndarray]]]:
+    """Where each image shows what speaks for its most probable class, in both frameworks: Grad-CAM's maps.
+
+    Returns:
+        For each image what it shows, that class by name, its probability in both, and how far the maps are apart; and
+        the square that the network sees, uint8 (height, width, channels), with both maps, by "image" and titles.
+    """
+    network, pixels = subject.network, [subject.pixels, *(pixels for pixels, _ in subject.more)]
+    recipe, batch, model = (
+        replace(network.recipe, precision="float32"),
+        to_batch(pixels, network),
+        _torch_model(subject),
+    )
+    ours = torch_feed.to_device(batch, torch.device("cpu"))
+    state = {name: t.numpy() for name, t in model.state_dict().items() if exchange.COUNTER not in name}
+    with torch.no_grad():
+        rows = {"PyTorch": torch_impl.evaluate.log_probabilities(model, ours, recipe).exp().numpy()}
+    labels = rows["PyTorch"].argmax(1)
+    maps = {"PyTorch": torch_impl.features.grad_cam(model, ours, recipe, torch.from_numpy(labels)).numpy()}
+    with jax.default_device(jax.devices("cpu")[0]):
+        variables = convert.from_torch(state, network.arch)
+        theirs, twin = flax_feed.to_device(batch, jax.devices("cpu")[0]), flax_impl.build(network.arch)
+        rows["Flax"] = np.exp(flax_impl.evaluate.log_probabilities(twin, variables, theirs, recipe))
+        maps["Flax"] = np.asarray(flax_impl.features.grad_cam(twin, variables, theirs, recipe, labels.astype(np.int32)))
+    found, shown = [], []
+    side = recipe.preprocess.crop or network.stored[0]
+    edge = max(network.stored[0] - side, 0) // 2
+    for place, (label, words) in enumerate(zip(labels, [subject.image, *(w for _, w in subject.more)], strict=True)):
+        heats = {title: array[place] for title, array in maps.items()}
+        probability = {title: float(array[place, label]) for title, array in rows.items()}
+        about = {"shown": words, "label": network.names[label], "probability": probability}
+        found.append(about | {"difference": difference(*heats.values())})
+        shown.append({"image": pixels[place][edge : edge + side, edge : edge + side], **heats})
+    return found, shown
 
 
 def measure(subject: Subject) -> tuple[dict[str, Any], Arrays, Arrays, Arrays]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from PIL import Image
 
 from common.frameworks import FRAMEWORKS
@@ -27,6 +27,10 @@ MAPS = 32  # of each layer
 SIDE = 640  # pixels that a picture is enlarged to, about
 STRIP, STRIP_MAPS = 320, 6  # the same of a layer's panel, and its maps in a row
 
+SCORES = 10  # classes that the last layer is shown of
+OVERLAY = 224  # pixels that an image with a map over it is enlarged to, about
+
+_LABEL = 20  # letters of a class's name
 _TILE = 32  # pixels that a tile has at least, about
 _GAP = 3
 _INK = "#123456"  # stands for the page's own colour of text
@@ -77,6 +81,41 @@ def profile(ours: np.ndarray, theirs: np.ndarray, name: str) -> Markup:
     axis = _dotted(f"M0 {zero:.1f}H200") if low < 0 < high else ""
     label = f"{name}: {ours.shape[1]:,} outputs, sorted, from {high:.3g} to {low:.3g}"
     return _small(axis + _lines(ordered, low, high), label)
+
+
+def scores(ours: np.ndarray, theirs: np.ndarray, names: Sequence[str]) -> Markup:
+    """The largest logits (1, classes) of both frameworks as bars with the classes' names; dotted, zero."""
+    best = np.argsort(-ours[0], kind="stable")[:SCORES]
+    rows = {"PyTorch": ours[0][best], "Flax": theirs[0][best]}
+    low, high = min(0.0, *map(float, map(np.min, rows.values()))), max(0.0, *map(float, map(np.max, rows.values())))
+    zero, step = _place(0, low, high), 100 / len(best)
+    drawn = _dotted(f"M{zero:.1f} 0V100")
+    for title, (offset, thick) in {"PyTorch": (0.15, 0.5), "Flax": (0.3, 0.2)}.items():
+        for place, value in enumerate(rows[title]):
+            left, right = sorted((zero, _place(value, low, high)))
+            box = f'x="{left:.1f}" y="{step * (place + offset):.1f}" width="{right - left:.1f}"'
+            drawn += f'<rect {box} height="{step * thick:.1f}" fill="{COLOURS[title]}"/>'
+    for place, label in enumerate(best):
+        short = names[label] if len(names[label]) <= _LABEL else f"{names[label][: _LABEL - 1]}…"
+        drawn += f'<text x="76" y="{step * (place + 0.6):.1f}" text-anchor="end">{escape(short)}</text>'
+    return _small(drawn, f"The largest of {len(names):,} logits, from {high:.3g} to {low:.3g}")
+
+
+def _place(value: float, low: float, high: float) -> float:
+    return 80 + 118 * (value - low) / ((high - low) or 1.0)
+
+
+def heat(pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """A map (height, width), at least 0, over an image uint8 (height, width, channels) in grey, both enlarged."""
+    from matplotlib import colormaps
+
+    side = pixels.shape[0] * max(1, OVERLAY // pixels.shape[0])
+    grey = Image.fromarray(pixels.mean(2).astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
+    unit = Image.fromarray((values / (values.max() or 1)).astype(np.float32)).resize(
+        (side, side), Image.Resampling.BILINEAR
+    )
+    colours = colormaps["inferno"](np.asarray(unit))[..., :3] * 255
+    return (0.4 * np.asarray(grey)[..., None] + 0.6 * colours).astype(np.uint8)
 
 
 def losses(found: Mapping[str, Sequence[float]], at: int) -> Markup:

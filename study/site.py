@@ -24,6 +24,7 @@ from common.reports.evaluation import COUNTS_FIT
 from common.runs.files import write_json, write_text
 from common.system import package_versions
 from common.weights import exchange
+from common.weights.network import Network
 from parity import PHASES
 from parity_tests import mutants, noise, table
 from parity_tests.results import RESULTS, ROOT
@@ -66,7 +67,7 @@ class Options:
         run_torch: a run folder of torch_impl, for curves and trained weights.
         run_flax: one of flax_impl.
         noise: the noise.json of a comparison: the self-noise of the curves.
-        image: a file to measure and draw the layers on, instead of one of scikit-learn's images.
+        image: a file to measure and draw the layers on, instead of scikit-learn's images; or a folder of some.
         weights: a .safetensors or .pth file of weights to show, of a whole network or of its convolutions alone; of
             torchvision's alexnet unless --arch names another.
         arch: show this architecture instead of the recipe's, with fresh weights.
@@ -126,12 +127,13 @@ def build(options: Options, *, subject: Subject | None = None, root: Path = ROOT
     }
     data["pictures"] = _pictures(options.out, subject, network, activations[0], weights)
     _layer_pictures(options.out, network["layers"], *activations)
+    data["speaks"] = _speaks(options.out, subject)
     data["pictures"]["confusions"] = _confusions(options.out, data["training"]["runs"])
     told = [problems, *(run["problems"] for run in data["training"]["runs"].values())]
     for problem in dict.fromkeys(itertools.chain.from_iterable(told)):
         print(f"note: {problem}", file=sys.stderr)
     drawn: dict[str, Any] = _drawn(data["training"]) | {"layers": pictures.by_layer(network["layers"], "layers")}
-    drawn |= {"network": diagram.draw(arch), "bars": diagram.bars(arch), "profiles": _profiles(*activations)}
+    drawn |= {"network": diagram.draw(arch), "bars": diagram.bars(arch), "profiles": _profiles(subject, *activations)}
     sources["pairs"] = [*models[kind], sources.pop("block")]
     sources["others"] = [pair for name, both in models.items() if name != kind for pair in both]
     sources["exercises"] = _exercises(sources["exercises"], data["mutants"]["rows"], data["exercises"]["rows"])
@@ -239,7 +241,7 @@ def find_subject(options: Options, problems: list[str]) -> Subject:
         except UserError as error:
             problems.append(str(error))
             continue
-        return Subject(network, tensors, f"trained in {name}, {path}", *measure.image_for(network, options.image), ())
+        return _seen(network, tensors, f"trained in {name}, {path}", options.image, ())
     arch = options.arch or ("alexnet" if options.weights else None)
     network = measure.fresh_network(own.choose(options.recipe, options.recipe_file).name, arch)
     recipe = network.recipe
@@ -248,8 +250,15 @@ def find_subject(options: Options, problems: list[str]) -> Subject:
     if options.weights:
         tensors, fresh = measure.with_weights(network, options.weights)
         how = str(options.weights) + (f"; {', '.join(fresh)} untrained: {drawn}" if fresh else "")
-        return Subject(network, tensors, how, *measure.image_for(network, options.image), fresh)
-    return Subject(network, None, how, *measure.image_for(network, options.image))
+        return _seen(network, tensors, how, options.image, fresh)
+    return _seen(network, None, how, options.image)
+
+
+def _seen(
+    network: Network, tensors: Arrays | None, how: str, place: Path | None, fresh: tuple[str, ...] | None = None
+) -> Subject:
+    (pixels, shown), *more = measure.images_for(network, place)
+    return Subject(network, tensors, how, pixels, shown, fresh, tuple(more))
 
 
 def _claim(out: Path) -> None:
@@ -370,9 +379,24 @@ def _layer_pictures(out: Path, layers: Sequence[dict[str, Any]], ours: Arrays, t
         before = ours[name]
 
 
-def _profiles(ours: Arrays, theirs: Arrays) -> dict[str, Markup]:
-    """The dense layers' outputs in both frameworks, sorted."""
-    return {name: pictures.profile(ours[name], theirs[name], name) for name in ours if name.startswith("fc")}
+def _speaks(out: Path, subject: Subject) -> list[dict[str, Any]]:
+    """Draw what speaks for the first guess of each image, in both frameworks."""
+    found, shown = measure.speaks(subject)
+    for place, (row, arrays) in enumerate(zip(found, shown, strict=True)):
+        seen = arrays.pop("image")
+        row["files"] = {"image": f"pictures/seen-{place}.png"}
+        pictures.save(seen if seen.shape[2] == 3 else seen[:, :, 0], out / row["files"]["image"], pictures.OVERLAY)
+        for title, values in arrays.items():
+            row["files"][title] = f"pictures/speaks-{place}-{BY_TITLE[title]}.png"
+            pictures.save(pictures.heat(seen, values), out / row["files"][title], 0)
+    return found
+
+
+def _profiles(subject: Subject, ours: Arrays, theirs: Arrays) -> dict[str, Markup]:
+    """The dense layers' outputs in both frameworks: sorted, but of the last one the largest, by class."""
+    *hidden, last = (name for name in ours if name.startswith("fc"))
+    found = {name: pictures.profile(ours[name], theirs[name], name) for name in hidden}
+    return found | {last: pictures.scores(ours[last], theirs[last], subject.network.names)}
 
 
 def _confusions(out: Path, found: Mapping[str, Any]) -> dict[str, str]:

@@ -24,13 +24,16 @@ from playwright.sync_api import Browser, Dialog, sync_playwright
 from playwright.sync_api import Page as Tab
 from safetensors.numpy import save_file
 
+import flax_impl.predict
 import torch_impl
+import torch_impl.predict
 from common.arch.spec import Arch
 from common.arch.zoo import ABLATIONS, ARCHS
 from common.errors import UserError
 from common.frameworks import FRAMEWORKS
 from common.recipes.zoo import get_recipe
 from common.reports.evaluation import write_confusion
+from common.reports.predictions import to_batch
 from common.runs.files import write_json
 from common.runs.folder import RunFolder
 from common.runs.manifest import write_manifest
@@ -375,6 +378,56 @@ def test_an_image_that_cannot_be_shown_is_named(tmp_path: Path) -> None:
     Image.new("L", (1, 500)).save(tmp_path / "thin.png")
     with pytest.raises(UserError, match=r"thin\.png: it measures 1 x 500 pixels, too narrow"):
         measure.image_for(network, tmp_path / "thin.png")
+
+
+def test_a_folder_gives_several_images_and_without_one_there_are_several(tmp_path: Path) -> None:
+    network = subject(small()).network
+    for name in ("b.png", "a.png"):
+        Image.new("L", (40, 50), 90).save(tmp_path / name)
+    assert [words for _, words in measure.images_for(network, tmp_path)] == ["a.png", "b.png"]
+    words = [words for _, words in measure.images_for(network)]
+    assert len(set(words)) == measure.IMAGES
+    assert words[0] == measure.image_for(network)[1]
+
+
+def test_what_speaks_for_a_class_is_the_same_in_both_and_as_predict_finds_it(tmp_path: Path) -> None:
+    """Against the maps that `predict --grad-cam` leaves, which reads the same weights from a file."""
+    (pixels, shown), *more = measure.images_for(subject(small()).network)
+    chosen = replace(subject(small()), pixels=pixels, image=shown, more=tuple(more))
+    found, maps = measure.speaks(chosen)
+    assert [row["shown"] for row in found] == [shown, *(words for _, words in more)]
+    for row in found:
+        assert row["difference"]["relative"] < 1e-5
+        assert row["probability"]["PyTorch"] == pytest.approx(row["probability"]["Flax"], rel=1e-5)
+    weights.save(tmp_path / "model.safetensors", measure._torch_model(chosen), small())
+    given = replace(chosen.network, path=tmp_path / "model.safetensors")
+    batch = to_batch([pixels, *(pixels for pixels, _ in more)], given)
+    for title, predictor in (("PyTorch", torch_impl.predict.predictor), ("Flax", flax_impl.predict.predictor)):
+        predict = predictor(given, "cpu")
+        labels = predict.probabilities(batch).argmax(1).astype(np.int32)
+        assert [row["label"] for row in found] == [given.names[label] for label in labels]
+        for mine, theirs in zip(maps, predict.grad_cam(replace(batch, labels=labels)), strict=True):
+            assert mine[title] == pytest.approx(theirs, rel=1e-4, abs=1e-9)
+
+
+def test_the_last_layer_is_shown_by_class() -> None:
+    logits = np.array([[1.0, -2.0, 4.0]], np.float32)
+    drawn = ElementTree.fromstring(
+        str(pictures.scores(logits, 2 * logits, ["one", "<two>", "a very long name indeed"]))
+    )
+    assert [text.text for text in drawn.iter("text")] == ["a very long name in…", "one", "<two>"]
+    widths = [float(box.get("width", 0)) for box in drawn.iter("rect")]
+    assert widths[3:] == pytest.approx([2 * width for width in widths[:3]], abs=0.11)
+    assert widths[0] == pytest.approx(118 * 4 / 12, abs=0.06)
+
+
+def test_a_map_is_bright_where_it_is_large() -> None:
+    values = np.zeros((4, 4), np.float32)
+    values[0, 3] = 2.0
+    drawn = pictures.heat(np.full((8, 8, 1), 100, np.uint8), values)
+    assert drawn.shape == (pictures.OVERLAY, pictures.OVERLAY, 3)
+    assert drawn[0, -1].sum() > 2 * drawn[-1, 0].sum()
+    assert np.array_equal(drawn[-1, 0], pictures.heat(np.full((8, 8, 1), 100, np.uint8), 0 * values)[-1, 0])
 
 
 def test_weights_of_a_file_are_shown_and_the_rest_is_said_to_be_noise(tmp_path: Path) -> None:

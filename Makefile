@@ -108,8 +108,8 @@ export-flax: $(if $(filter %.onnx,$(TO)),.venv-onnx/.done,.venv/.flax)  ## write
 summary: .venv/.torch .venv/.flax  ## print both networks of ARCH (default: alexnet, or that of RECIPE_FILE) side by side: shapes and parameters
 	$(BIN)/python -m parity_tests.summary $(if $(and $(RECIPE_FILE),$(filter file,$(origin ARCH))),,$(ARCH)) $(OWN)
 
-study: .venv/.study  ## write both implementations side by side as pages into site/; RECIPE=... IMAGE=... WEIGHTS=..., RUN_TORCH=... RUN_FLAX=... NOISE=... add curves
-	$(BIN)/python -m study $(if $(and $(RECIPE_FILE),$(filter file,$(origin RECIPE))),,--recipe $(RECIPE)) $(if $(RUN_TORCH),--run-torch "$(RUN_TORCH)") $(if $(RUN_FLAX),--run-flax "$(RUN_FLAX)") \
+study: .venv/.study  ## write both implementations side by side as pages into site/; RECIPE=... IMAGE=... WEIGHTS=..., RUN_TORCH=... RUN_FLAX=... NOISE=... add curves, which stay
+	$(BIN)/python -m study $(if $(filter file,$(origin RECIPE)),,--recipe $(RECIPE)) $(if $(RUN_TORCH),--run-torch "$(RUN_TORCH)") $(if $(RUN_FLAX),--run-flax "$(RUN_FLAX)") \
 		$(if $(NOISE),--noise "$(NOISE)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(IMAGE),--image "$(IMAGE)") $(OWN) $(ARGS)
 
 break: .venv/.study  ## plant a fault in one framework and find it by what shows first; FAULT=NUMBER or words of its name (default: one that is not told), ANSWER=3

@@ -186,7 +186,13 @@ def _grid(tiles: Sequence[np.ndarray], most: int = 8) -> np.ndarray:
 
 
 def curves(
-    runs: Mapping[str, Curves], apart: Curves | None, noise: Curves, key: str, title: str, identity: str
+    runs: Mapping[str, Curves],
+    apart: Curves | None,
+    noise: Curves,
+    key: str,
+    title: str,
+    identity: str,
+    more: Sequence[tuple[str, Curves]] = (),
 ) -> Markup:
     """Both frameworks' curves of a key over each other, and their difference below on a log axis.
 
@@ -197,6 +203,7 @@ def curves(
         key: of the curves.
         title: of the key.
         identity: of the picture on its page; its elements' names begin with it.
+        more: frameworks and curves of further runs, drawn pale behind.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -208,6 +215,11 @@ def curves(
         upper = axes[0, 0]
         for split, keys in noise.items():
             _band(upper, runs["PyTorch"].get(split, {}).get(key, []), keys.get(key, []), split)
+        for framework, splits in more:
+            for split, keys in splits.items():
+                if keys.get(key):
+                    line = SPLIT_STYLES[split]["linestyle"]
+                    upper.plot(*zip(*keys[key], strict=True), line, color=COLOURS[framework], linewidth=1, alpha=0.45)
         for framework, splits in runs.items():
             for split, keys in splits.items():
                 if keys.get(key):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, groupby
 from math import isfinite
@@ -28,7 +29,7 @@ FIGURES = {
     "test accuracy": ("test accuracy, last epoch", "percent"),
     "val accuracy": ("validation accuracy, last epoch", "percent"),
     "seconds": ("time in training steps", "seconds"),
-    "images/s": ("images per second, median", "rate"),
+    "speed": ("images per second, median", "rate"),
     "memory": ("peak memory", "memory"),
 }
 
@@ -70,6 +71,27 @@ def read_run(path: Path | None, framework: Framework) -> dict[str, Any]:
     found["confusion"], problem = read_confusion(run.path / "evaluation")
     problems += [problem] if problem else []
     return found
+
+
+def listed(given: Path | None) -> list[Path]:
+    """The run folders that one word of the command names: a path, or several with spaces between."""
+    if given is None or given.exists():
+        return [given] if given else []
+    return [Path(word) for word in str(given).split()]
+
+
+def remember(out: Path, given: Mapping[str, Sequence[Path]]) -> dict[str, list[str]]:
+    """The paths of runs and noise as a site keeps them for its next build: as seen from its folder."""
+    return {key: [os.path.relpath(path, out) for path in paths] for key, paths in given.items()}
+
+
+def remembered(out: Path) -> dict[str, list[Path]]:
+    """What `remember` has kept in a site's data.json, as seen from here; nothing where there is no such site."""
+    found, problem = read_result(out / "data.json")
+    kept = found.get("given", {}) if not problem and isinstance(found, dict) else {}
+    if not isinstance(kept, dict) or not all(isinstance(paths, list) for paths in kept.values()):
+        return {}
+    return {key: [Path(os.path.relpath(out / str(path))) for path in paths] for key, paths in kept.items()}
 
 
 def _rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -129,10 +151,10 @@ def _final(rows: list[dict[str, Any]]) -> dict[str, float]:
         values = [row[key] for row in rows if row["split"] == split and _number(row.get(key))]
         if values:
             final[figure] = values[-1]
-    for key, of_all in (("seconds", sum), ("images/s", median)):
+    for figure, key, of_all in (("seconds", "seconds", sum), ("speed", "images/s", median)):
         values = [row[key] for row in trained if _number(row.get(key))]
         if values:
-            final[key] = of_all(values)
+            final[figure] = of_all(values)
     return final
 
 

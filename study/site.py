@@ -64,9 +64,11 @@ class Options:
 
     Attributes:
         recipe: whose network and preprocessing are shown, where no run says so (default: digits, or the recipe file's).
-        run_torch: a run folder of torch_impl, for curves and trained weights.
-        run_flax: one of flax_impl.
+        run_torch: a run folder of torch_impl, for curves and trained weights, or several with spaces between: the first
+            is compared. Without any run, those of the site's last build stay.
+        run_flax: the same of flax_impl.
         noise: the noise.json of a comparison: the self-noise of the curves.
+        forget: leave out the runs of the last build.
         image: a file to measure and draw the layers on, instead of scikit-learn's images; or a folder of some.
         weights: a .safetensors or .pth file of weights to show, of a whole network or of its convolutions alone; of
             torchvision's alexnet unless --arch names another.
@@ -79,6 +81,7 @@ class Options:
     run_torch: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     run_flax: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     noise: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    forget: bool = False
     image: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     arch: str | None = None
@@ -104,7 +107,9 @@ def build(options: Options, *, subject: Subject | None = None, root: Path = ROOT
     """
     sources = _sources(root)
     models, problems = sources.pop("models"), list[str]()
-    subject = subject or find_subject(options, problems)
+    given, kept = _given(options)
+    if not subject:
+        subject = find_subject(options, {} if kept and options.recipe else given, problems)
     arch = subject.network.arch
     kind = "LeNet" if len(arch.convs) == 2 else "AlexNet"
     texts = {layer: _text(arch, layer) for layer in anatomy.layer_names(arch)}
@@ -112,12 +117,14 @@ def build(options: Options, *, subject: Subject | None = None, root: Path = ROOT
         if layer not in models[kind][0].groups:
             raise UserError(f"{layer} of {arch.name} is nowhere in {kind}'s source.")
     _claim(options.out)
+    print(f"measuring {arch.name} in both frameworks on {subject.image}", flush=True)
     network, *activations, weights = measure.measure(subject)
     for layer in network["layers"]:
         layer.update(texts[layer["name"]])
     data: dict[str, Any] = {
         "network": network | {"class": kind, "problems": problems},
-        "training": _training(options),
+        "training": _training(given),
+        "given": runs.remember(options.out, given),
         "parity": _table(results / "parity-cpu.json", {*(column.name for column in fields(table.Row)), "verdict"}),
         "mutants": _table(results / "mutants-cpu.json", set(mutants.COLUMNS)),
         "exercises": _table(results / CURVES, {"fault", "losses"}),
@@ -125,13 +132,12 @@ def build(options: Options, *, subject: Subject | None = None, root: Path = ROOT
         "deviations": deviations.grids(),
         "versions": package_versions(),
     }
+    print(f"drawing its layers, and what speaks for the first guess of {1 + len(subject.more)} images", flush=True)
     data["pictures"] = _pictures(options.out, subject, network, activations[0], weights)
     _layer_pictures(options.out, network["layers"], *activations)
     data["speaks"] = _speaks(options.out, subject)
     data["pictures"]["confusions"] = _confusions(options.out, data["training"]["runs"])
-    told = [problems, *(run["problems"] for run in data["training"]["runs"].values())]
-    for problem in dict.fromkeys(itertools.chain.from_iterable(told)):
-        print(f"note: {problem}", file=sys.stderr)
+    _tell(problems, data["training"], given if kept else {})
     drawn: dict[str, Any] = _drawn(data["training"]) | {"layers": pictures.by_layer(network["layers"], "layers")}
     drawn |= {"network": diagram.draw(arch), "bars": diagram.bars(arch), "profiles": _profiles(subject, *activations)}
     sources["pairs"] = [*models[kind], sources.pop("block")]
@@ -217,18 +223,42 @@ def page_of(module: str) -> str:
     return {"model": "model", **dict.fromkeys(MODULES, "training")}.get(module, "files")
 
 
-def find_subject(options: Options, problems: list[str]) -> Subject:
+def _given(options: Options) -> tuple[dict[str, list[Path]], bool]:
+    """The runs of each framework and the noise, by their names in `Options`; and whether they are of the last build."""
+    keys = ("run_torch", "run_flax", "noise")
+    given = {key: runs.listed(getattr(options, key)) for key in keys}
+    if any(given.values()) or options.forget:
+        return given, False
+    kept = runs.remembered(options.out)
+    return {key: kept.get(key, []) for key in keys}, any(kept.values())
+
+
+def _tell(problems: Sequence[str], training: Mapping[str, Any], kept: Mapping[str, Sequence[Path]]) -> None:
+    """Say on the terminal what is missing or damaged, and which runs of the last build stay."""
+    if kept:
+        names = ", ".join(str(path) for paths in kept.values() for path in paths)
+        print(f"note: of the last build stay {names} (ARGS=--forget leaves them out)", file=sys.stderr)
+    told = [problems, *(run["problems"] for run in (*training["runs"].values(), *training["more"]))]
+    for problem in dict.fromkeys([*itertools.chain.from_iterable(told), training["noise"]["problem"]]):
+        if problem:
+            print(f"note: {problem}", file=sys.stderr)
+
+
+def find_subject(options: Options, given: Mapping[str, Sequence[Path]], problems: list[str]) -> Subject:
     """What is measured: a run's network if one can be read and no architecture is named, else a fresh one.
 
     Args:
         options: of the command.
+        given: the runs, as `_given` has them.
         problems: takes a sentence for each run whose weights cannot be read.
 
     Raises:
         UserError: an unknown recipe or architecture, or an image that cannot be read.
     """
-    given = {"PyTorch": options.run_torch, "Flax": options.run_flax}
-    for name, path in given.items() if not (options.arch or options.weights) else ():
+    first = {name: given.get(f"run_{key}", [])[:1] for name, key in BY_TITLE.items()}
+    for name, path in [(name, path) for name, paths in first.items() for path in paths]:
+        if options.arch or options.weights:
+            break
         network, problem = runs.trained(path, BY_TITLE[name])
         problems += [problem] if problem else []
         if network is None:
@@ -273,10 +303,15 @@ def _claim(out: Path) -> None:
         raise UserError(f"Cannot make the folder {out}: {error.strerror}.") from error
 
 
-def _training(options: Options) -> dict[str, Any]:
-    given = {"PyTorch": options.run_torch, "Flax": options.run_flax}
-    found = {name: runs.read_run(path, BY_TITLE[name]) for name, path in given.items()}
-    ours, theirs, moved = found["PyTorch"], found["Flax"], runs.read_noise(options.noise)
+def _training(given: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
+    """The first run of each framework, which are compared, and what there is more of."""
+    every: dict[str, list[dict[str, Any]]] = {}
+    for name, key in BY_TITLE.items():
+        every[name] = [runs.read_run(path, key) for path in given.get(f"run_{key}", [])] or [runs.read_run(None, key)]
+    found = {name: first for name, (first, *_) in every.items()}
+    more = [{"framework": name, **run} for name, (_, *others) in every.items() for run in others]
+    ours, theirs = found["PyTorch"], found["Flax"]
+    moved = runs.read_noise(next(iter(given.get("noise", [])), None))
     for name in ("recipe", "epochs"):
         if name in ours and name in theirs and ours[name] != theirs[name]:
             theirs["problems"].append(
@@ -285,6 +320,7 @@ def _training(options: Options) -> dict[str, Any]:
             )
     return {
         "runs": found,
+        "more": more,
         "summary": runs.summary(ours, theirs, moved["curves"]),
         "differences": runs.differences(ours["curves"], theirs["curves"]),
         "noise": moved,
@@ -298,7 +334,8 @@ def _drawn(training: Mapping[str, Any]) -> dict[str, Markup]:
     for key, title in runs.KEYS.items():
         apart, width = (None, {}) if key == "lr" else (training["differences"], training["noise"]["curves"])
         if any(key in split for run in lines.values() for split in run.values()):
-            drawn[key] = pictures.curves(lines, apart, width, key, title, f"curves-{key}")
+            more = [(run["framework"], run["curves"]) for run in training["more"]]
+            drawn[key] = pictures.curves(lines, apart, width, key, title, f"curves-{key}", more)
     return drawn
 
 
@@ -447,8 +484,11 @@ def _render(out: Path, data: dict[str, Any], sources: Mapping[str, Any]) -> None
     )
     environment.globals.update(figure=figure, pages=PAGES, names=source.TITLES, frameworks=BY_TITLE)
     environment.globals.update(references=deviations.ABOUT, mutant_columns=mutants.COLUMNS, precisions=table.PRECISIONS)
-    environment.globals.update(floor=noise.FLOOR, factor=noise.FACTOR, seen=runs.SEEN, page_of=page_of, phases=PHASES)
+    environment.globals.update(
+        floor=noise.FLOOR, factor=noise.FACTOR, seen=runs.SEEN, figures=runs.FIGURES, page_of=page_of, phases=PHASES
+    )
     write_json(out / "data.json", shown)
+    print(f"writing {', '.join(f'{page}.html' for page in PAGES)}", flush=True)
     for page in PAGES:
         html = environment.get_template(f"{page}.html").render(page=page, data=shown, **sources)
         write_text(out / f"{page}.html", html)

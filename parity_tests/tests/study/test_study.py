@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -324,6 +325,89 @@ def test_damaged_runs_and_results_give_pages_that_say_so(tmp_path: Path) -> None
     assert "test-model-confusion.csv is damaged or half written: it is no confusion matrix." in training
 
 
+def test_runs_stay_until_they_are_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `make compare` or an earlier build has shown is in the next one too, from another folder as well."""
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "runs" / "ours", "torch")
+    make_run(tmp_path / "runs" / "theirs", "flax", shift=1e-3)
+    write_json(tmp_path / "noise.json", {"runs": 2, "curves": {"test": {"loss": [(20, 1e-5)]}}})
+    given: Any = {"run_torch": Path("runs/ours"), "run_flax": Path("runs/theirs"), "noise": Path("noise.json")}
+
+    site.build(site.Options(**given, out=tmp_path / "site"), subject=subject(small()))
+    assert "of the last build" not in capsys.readouterr().err
+    before = json.loads((tmp_path / "site" / "data.json").read_text(encoding="utf-8"))
+    assert str(tmp_path) not in json.dumps(before["given"])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    options = site.Options(out=tmp_path / "site")
+    again, kept = site._given(options)
+    assert kept
+    training = json.loads(json.dumps(site._training(again)))
+    assert training["summary"] == before["training"]["summary"]
+    assert training["noise"] == before["training"]["noise"]
+    assert site._given(replace(options, forget=True)) == ({key: [] for key in given}, False)
+    assert site._given(replace(options, run_flax=tmp_path)) == (
+        {**{key: [] for key in given}, "run_flax": [tmp_path]},
+        False,
+    )
+    (tmp_path / "noise.json").unlink()
+    shutil.rmtree(tmp_path / "runs" / "theirs")
+    site._tell([], site._training(again), again)
+    said = capsys.readouterr().err.splitlines()
+    names = "../runs/ours, ../runs/theirs, ../noise.json"
+    assert said[0] == f"note: of the last build stay {names} (ARGS=--forget leaves them out)"
+    assert "note: There is no run ../runs/theirs." in said
+    assert "note: noise.json cannot be read: No such file or directory." in said
+
+
+def test_a_recipe_by_name_is_shown_beside_the_runs_that_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "run", "torch")
+    out = tmp_path / "site"
+    out.mkdir()
+    write_json(out / "data.json", {"given": runs.remember(out, {"run_torch": [run], "run_flax": [], "noise": []})})
+    shown: list[Any] = []
+
+    def find(options: site.Options, given: Any, problems: list[str]) -> measure.Subject:
+        shown.append(given)
+        return subject(small())
+
+    monkeypatch.setattr(site, "find_subject", find)
+    site.build(site.Options(out=out, recipe="digits"))
+    site.build(site.Options(out=out))
+    paths = {"run_torch": [Path(os.path.relpath(run))], "run_flax": [], "noise": []}
+    assert shown == [{}, paths]
+    for damaged in ("{", "[]", '{"given": 3}', '{"given": {"run_torch": 3}}'):
+        (out / "data.json").write_text(damaged, encoding="utf-8")
+        assert runs.remembered(out) == {}
+
+
+def test_several_runs_of_a_framework_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first of each is compared; every one is in the picture and in the table."""
+    ours = [make_run(tmp_path / f"run{i}", "torch", shift=i / 10) for i in range(3)]
+    theirs = make_run(tmp_path / "flax", "flax")
+    several = Path(" ".join(map(str, [*ours, tmp_path / "gone"])))
+    options = site.Options(run_torch=several, run_flax=theirs, out=tmp_path / "site")
+    out = site.build(options, subject=subject(small())).parent
+    said = capsys.readouterr()
+    assert f"note: There is no run {tmp_path / 'gone'}." in said.err
+    assert said.out.splitlines()[-1].startswith("writing index.html, model.html")
+    training = json.loads((out / "data.json").read_text(encoding="utf-8"))["training"]
+    assert training["runs"]["PyTorch"]["name"] == str(ours[0])
+    assert [run["name"] for run in training["more"]] == [str(path) for path in (*ours[1:], tmp_path / "gone")]
+    page = read(out / "training.html")
+    rows = [page.content(number) for number, (tag, _) in enumerate(page.elements) if tag == "tr"]
+    for path, loss in zip(ours, ("0.25", "0.35", "0.45"), strict=True):
+        assert any(str(path) in row and loss in row for row in rows), path
+    named = tmp_path / "a run with spaces"
+    named.mkdir()
+    assert runs.listed(named) == [named]
+    alone = training | {"more": []}
+    pale = [str(site._drawn(each)["loss"]).count("opacity: 0.45") for each in (training, alone)]
+    assert pale == [2 * 2, 0]  # training and test losses of two runs more
+
+
 def test_a_run_without_its_parts(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "is not a run folder" in runs.read_run(tmp_path / "empty", "torch")["problems"][0]
@@ -335,7 +419,7 @@ def test_a_run_without_its_parts(tmp_path: Path) -> None:
     assert "not valid JSON" in runs.read_run(run, "flax")["problems"][0]
     (run / "model.safetensors").write_bytes(b"half")
     problems: list[str] = []
-    found = site.find_subject(site.Options(run_flax=run), problems)
+    found = site.find_subject(site.Options(), {"run_flax": [run]}, problems)
     assert found.tensors is None
     assert len(problems) == 1
 
@@ -437,7 +521,7 @@ def test_weights_of_a_file_are_shown_and_the_rest_is_said_to_be_noise(tmp_path: 
     given = {name: rng.normal(size=shape).astype(np.float32) for name, shape in table.items()}
     save_file(given, file)
     options = site.Options(weights=file, arch="lenet", out=tmp_path / "site")
-    chosen = site.find_subject(options, [])
+    chosen = site.find_subject(options, {}, [])
     assert chosen.tensors is not None
     assert all(np.array_equal(chosen.tensors[name], array) for name, array in given.items())
     out = site.build(options, subject=chosen).parent
@@ -450,7 +534,7 @@ def test_weights_of_a_file_are_shown_and_the_rest_is_said_to_be_noise(tmp_path: 
     assert "LeNet, layer by layer" in "".join(read(out / "model.html").text)
     save_file({"conv1.conv.weight": given["conv1.conv.weight"]}, file)
     with pytest.raises(UserError, match="does not fit lenet"):
-        site.find_subject(options, [])
+        site.find_subject(options, {}, [])
 
 
 def test_fresh_weights_are_said_to_be_noise(tmp_path: Path) -> None:
@@ -1095,7 +1179,7 @@ def test_runs_that_do_not_belong_together_are_told_of(tmp_path: Path, monkeypatc
     }
     monkeypatch.setattr(runs, "read_run", lambda path, framework: found[framework])
     monkeypatch.setattr(runs, "summary", lambda *words: [])
-    (told,) = site._training(site.Options())["runs"]["Flax"]["problems"]
+    (told,) = site._training({})["runs"]["Flax"]["problems"]
     assert told.startswith("The runs are not of the same recipe: digits in PyTorch, photos in Flax. What follows")
     monkeypatch.undo()
     run = RunFolder.create(tmp_path / "run", get_recipe("digits"))

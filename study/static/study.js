@@ -15,17 +15,25 @@ const unfold = (all) => {
 for (const button of document.querySelectorAll("[data-unfold]")) {
   button.addEventListener("click", () => unfold(!root.classList.contains("unfolded")));
 }
+const turn = (side) => {
+  if (side) root.dataset.only = side;
+  else delete root.dataset.only;
+  press("[data-side]", (other) => other.dataset.side === side);
+};
 for (const button of document.querySelectorAll("[data-side]")) {
-  button.addEventListener("click", () => {
-    if (button.dataset.side) root.dataset.only = button.dataset.side;
-    else delete root.dataset.only;
-    press("[data-side]", (other) => other.dataset.side === button.dataset.side);
-  });
+  button.addEventListener("click", () => turn(button.dataset.side));
 }
-const reach = () => { // a link to a line that is folded away
+const narrow = matchMedia("(max-width: 48rem)"); // where the frameworks are two tabs
+const fit = () => {
+  if (narrow.matches && !root.dataset.only && document.querySelector(".reading [data-side]")) turn("torch");
+};
+narrow.addEventListener("change", fit);
+fit();
+const reach = () => { // a link to a line that is folded away, or in the other tab
   const target = location.hash && document.getElementById(location.hash.slice(1));
-  if (!target || !target.classList.contains("fold")) return;
-  unfold(true);
+  if (!target || !target.classList.contains("line") || target.offsetHeight) return;
+  if (target.classList.contains("fold")) unfold(true);
+  if (root.dataset.only && !target.offsetHeight) turn(target.id.split("-")[0]);
   target.scrollIntoView({ block: "center" });
 };
 addEventListener("hashchange", reach);
@@ -49,17 +57,20 @@ for (const compare of document.querySelectorAll("[data-pair]")) {
     }
   };
 
-  const choose = (event) => {
+  const light = (event) => {
     const member = event.target.closest("[data-group]");
-    if (!member) return false;
-    show(member.dataset.group);
-    compare.classList.add("chosen");
-    return true;
+    if (member) show(member.dataset.group);
+    return member !== null;
   };
-  const close = () => compare.classList.remove("chosen", "pinned"); // on a narrow screen the panel covers the sources
+  const choose = (event) => { // opens the panel, too, where it takes room from the sources
+    const found = light(event);
+    if (found) compare.classList.add("chosen");
+    return found;
+  };
+  const close = () => compare.classList.remove("chosen", "pinned");
 
   compare.addEventListener("mousemove", (event) => { // not mouseover, which scrolling under a resting pointer fires too
-    if (!compare.classList.contains("pinned")) choose(event);
+    if (!compare.classList.contains("pinned")) light(event);
   });
   compare.addEventListener("focusin", (event) => {
     if (choose(event)) compare.classList.remove("pinned");
@@ -72,7 +83,8 @@ for (const compare of document.querySelectorAll("[data-pair]")) {
     if (event.target.closest(".close")) close();
     const link = event.target.closest("a[data-group]");
     if (!link) return;
-    const line = compare.querySelector(`.line[data-group="${link.dataset.group}"]`);
+    const lines = compare.querySelectorAll(`.line[data-group="${link.dataset.group}"]`);
+    const line = [...lines].find((one) => one.offsetHeight); // the other framework's may be in the other tab
     const panel = document.getElementById(`layer-${link.dataset.group}`);
     if ("list" in link.dataset && line) {
       event.preventDefault();

@@ -23,7 +23,7 @@ const turn = (side) => {
 for (const button of document.querySelectorAll("[data-side]")) {
   button.addEventListener("click", () => turn(button.dataset.side));
 }
-const narrow = matchMedia("(max-width: 48rem)"); // where the frameworks are two tabs
+const narrow = matchMedia("screen and (max-width: 48rem)"); // where the frameworks are two tabs
 const fit = () => {
   if (narrow.matches && !root.dataset.only && document.querySelector(".reading [data-side]")) turn("torch");
 };

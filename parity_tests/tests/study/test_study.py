@@ -1086,6 +1086,13 @@ def test_on_paper_and_without_a_script_everything_is_there(browser: Browser, bui
         assert panels.count() == len(measure.costs(small()))
         assert all(panel.is_visible() for panel in panels.all())
         assert tab.locator("header nav").is_visible() == (how != "print")
+    if how == "print":  # on a page as narrow as a phone's screen is both are there, with their shading
+        with opened(browser, built / "model.html", 800) as tab:
+            tab.emulate_media(media="print")
+            tab.set_viewport_size({"width": 700, "height": 900})
+            assert all(pane.is_visible() for pane in tab.locator(".pair .pane").all())
+            kept = "(bar) => getComputedStyle(bar).printColorAdjust"
+            assert tab.locator(".whole .conv").first.evaluate(kept) == "exact"
 
 
 def test_planted_faults_are_seen(browser: Browser, built: Path, tmp_path: Path) -> None:

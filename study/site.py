@@ -31,10 +31,11 @@ from parity_tests.results import RESULTS, ROOT
 from study import anatomy, deviations, diagram, measure, notes, pictures, runs, source
 from study.break_it import CURVES
 from study.measure import Arrays, Subject
-from study.notes import faults, glossary, training
+from study.notes import faults, glossary, questions, training
 from study.notes.faults import Exercise
 from study.notes.glossary import Term
 from study.notes.note import Concept
+from study.notes.questions import Question
 
 HERE = Path(__file__).parent
 MODULES = ("train", "optim", "preprocess", "evaluate")
@@ -166,11 +167,13 @@ def _sources(root: Path) -> dict[str, Any]:
     concepts = [_cited(concept, root) for concept in training.CONCEPTS]
     terms = [_cited(term, root) for term in glossary.TERMS]
     exercises = [_cited(exercise, root) for exercise in faults.EXERCISES]
-    entries = (*concepts, *terms, *exercises)
+    asked = [_cited(question, root) for question in questions.questions()]
+    entries = (*concepts, *terms, *exercises, *asked)
     cited = {(one.framework, one.module) for entry in entries for one in (*entry["torch"], *entry["flax"])}
     others = sorted((file for file in cited if page_of(file[1]) == "files"), key=lambda file: file[::-1])
     files = [source.file_pane(*file, root) for file in others]
-    return found | {"concepts": concepts, "terms": terms, "exercises": exercises, "files": files}
+    found |= {"concepts": concepts, "terms": terms, "exercises": exercises, "questions": asked}
+    return found | {"files": files}
 
 
 def _text(arch: Arch, layer: str) -> dict[str, Any]:
@@ -183,8 +186,8 @@ def _text(arch: Arch, layer: str) -> dict[str, Any]:
     }
 
 
-def _cited(entry: Concept | Term | Exercise, root: Path) -> dict[str, Any]:
-    """A concept, a term or an exercise with the lines that it cites of each framework."""
+def _cited(entry: Concept | Term | Exercise | Question, root: Path) -> dict[str, Any]:
+    """A concept, a term, an exercise or a question with the lines that it cites of each framework."""
     excerpts = {
         name: [source.excerpt(cite.side or name, cite.module, cite.begins, cite.count, root) for cite in found]
         for name, found in (("torch", entry.torch), ("flax", entry.flax))

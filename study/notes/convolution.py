@@ -65,7 +65,7 @@ def _why(arch: Arch, layer: str, spec: ConvSpec) -> list[str]:
             f"instead of {dense[0]} × {dense[1]} (section 3.5)."
         )
     if layer == "conv1" and (spec.kernel, spec.stride) == (PAPER.convs[0].kernel, PAPER.convs[0].stride):
-        found.append(_two_hundred_and_twenty_four())
+        found.append(two_hundred_and_twenty_four())
     grouped = [name for name, conv in arch.named_convs() if conv.groups > 1]
     if spec.groups > 1:
         found.append(
@@ -84,7 +84,7 @@ def _why(arch: Arch, layer: str, spec: ConvSpec) -> list[str]:
     return found
 
 
-def _two_hundred_and_twenty_four() -> str:
+def two_hundred_and_twenty_four() -> str:
     """Why 55 x 55, from the numbers of both networks."""
     ours, theirs = PAPER.convs[0], TORCHVISION.convs[0]
     side = PAPER.layers()[0].output[0]

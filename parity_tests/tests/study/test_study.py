@@ -43,7 +43,7 @@ from common.weights.network import Network
 from parity_tests.material import narrow
 from parity_tests.results import RESULTS, ROOT
 from study import anatomy, break_it, compare, deviations, diagram, measure, notes, pictures, runs, site, source
-from study.notes import faults, glossary, training
+from study.notes import faults, glossary, questions, training
 from study.notes.note import Note
 from torch_impl import weights
 
@@ -644,6 +644,31 @@ def test_texts_say_the_architecture_s_numbers() -> None:
     assert any("Batch norm" in s for s in texts(ARCHS["alexnet_bn"])["conv1"].why)
 
 
+def test_what_people_ask_is_answered_whatever_network_is_shown(pages: dict[str, Page]) -> None:
+    """From the 2012 network's numbers, on the start page, with the lines that show it."""
+    asked = questions.questions()
+    page = pages["index"]
+    found = {
+        page.content(number).strip().split("\n")[0]: " ".join(page.content(number).split())
+        for number, (tag, _) in enumerate(page.elements)
+        if tag == "details"
+    }
+    assert list(found) == [one.ask for one in asked]
+    told = list(found.values())
+    assert "floor((227 + 2·0 − 11) / 4) + 1 = 55" in told[0]
+    assert "Where are 96 % of the parameters?" in told[1]
+    assert "fc6 61.9 % (9,216 · 4,096 weights" in told[1]
+    assert "after conv1 and conv2" in told[2]
+    assert "Where it went" in told[2]
+    assert "jax.grad(loss_fn, has_aux=True)(state.params)" in told[3]
+    assert "c·36 + y·6 + x in PyTorch and (y·6 + x)·256 + c in Flax" in told[4]
+    assert "step 1 (counted from 0), optimizer, momentum_buffer" in told[5]
+    for one, fault in ((asked[4], "fc6 transposed but not reordered"), (asked[5], "momentum of 0.8")):
+        number = [exercise.fault for exercise in faults.EXERCISES].index(fault) + 1
+        assert one.to == f"break.html#exercise-{number}"
+        assert one.link.endswith(f"exercise {number}")
+
+
 def test_the_places_of_a_number_are_as_the_text_says() -> None:
     """Both frameworks' flattening, of a map whose values are PyTorch's numbers."""
     height, width, channels = ARCHS["alexnet_2012"].feature_size
@@ -756,6 +781,7 @@ def test_lines_that_texts_cite_lead_to_those_lines(pages: dict[str, Page]) -> No
     }
     seen = 0
     shown = {"training": training.CONCEPTS, "glossary": glossary.TERMS, "break": faults.EXERCISES}
+    shown["index"] = tuple(one for one in questions.questions() if one.torch)
     for name, entry in [(name, entry) for name, entries in shown.items() for entry in entries]:
         for framework in FRAMEWORKS:
             cites = getattr(entry, framework)

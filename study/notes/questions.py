@@ -55,7 +55,7 @@ def questions() -> tuple[Question, ...]:
             "which networks have it",
             "deviations.html",
             (Cite("model", "return LocalResponseNorm(step.size"),),
-            (Cite("layers", "def local_response_norm(x: Array", 6),),
+            (Cite("layers", "squares = jax.lax.reduce_window(x * x", 2),),
         ),
         Question(
             "Which line in Flax does what loss.backward() does?",

@@ -139,17 +139,14 @@ def build(options: Options, *, subject: Subject | None = None, root: Path = ROOT
     data["speaks"] = _speaks(options.out, subject)
     data["pictures"]["confusions"] = _confusions(options.out, data["training"]["runs"])
     _tell(problems, data["training"], given if kept else {})
-    drawn: dict[str, Any] = _drawn(data["training"]) | {"layers": pictures.by_layer(network["layers"], "layers")}
+    drawn = _drawn(data["training"]) | {"layers": pictures.by_layer(network["layers"], "layers")}
     drawn |= {"network": diagram.draw(arch), "bars": diagram.bars(arch), "profiles": _profiles(subject, *activations)}
     sources["pairs"] = [*models[kind], sources.pop("block")]
     sources["others"] = [pair for name, both in models.items() if name != kind for pair in both]
     sources["exercises"] = _exercises(sources["exercises"], data["mutants"]["rows"], data["exercises"]["rows"])
     sources["curves"] = {key: title for key, title in runs.KEYS.items() if key in drawn}
-    _render(
-        options.out,
-        data,
-        sources | {"drawn": drawn, "grids": data["deviations"], "parity": _by_check(data["parity"]["rows"])},
-    )
+    sources |= {"drawn": drawn, "grids": data["deviations"], "parity": _by_check(data["parity"]["rows"])}
+    _render(options.out, data, sources)
     return options.out / "index.html"
 
 
@@ -330,7 +327,7 @@ def _training(given: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
     }
 
 
-def _drawn(training: Mapping[str, Any]) -> dict[str, Markup]:
+def _drawn(training: Mapping[str, Any]) -> dict[str, Any]:
     """The curves' pictures by key, where there is anything to draw."""
     lines = {name: run["curves"] for name, run in training["runs"].items()}
     drawn = {}

@@ -137,10 +137,10 @@ class Engine:
         """Read one."""
         return checkpoint.load(path, state)
 
-    def publish(self, path: Path, dest: Path, recipe: Recipe, arch: Arch, steps: int, names: list[str]) -> None:
+    def publish(self, path: Path, dest: Path, recipe: Recipe, arch: Arch, epoch: int, steps: int) -> None:
         """Write a checkpoint's network as the .safetensors file that both frameworks open."""
         best = weights.load_variables(path, arch, recipe.param_dtype)
-        weights.save(dest, best, arch, steps, **vars(about(RunFolder.open(dest))) | {"class_names": names})
+        weights.save(dest, best, arch, epoch * steps, epoch=epoch, **vars(about(RunFolder.open(dest))))
 
     def describe(self, state: TrainState) -> str:
         """The device in words."""

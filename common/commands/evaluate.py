@@ -25,7 +25,7 @@ from common.reports.evaluation import (
     write_probabilities,
     write_table,
 )
-from common.runs.choice import UNFAIR, result_of_run
+from common.runs.choice import UNFAIR
 from common.runs.files import replaced
 from common.runs.folder import RunFolder
 from common.runs.scores import Scores
@@ -41,6 +41,7 @@ from common.weights.network import (
     pretrained,
     run_at,
 )
+from common.weights.result import result_of_run
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from common.commands.shell import guard
 from common.errors import UserError
 from common.frameworks import Framework
 from common.recipes.own import load_file
-from common.runs.choice import said_of
 from common.runs.folder import RunFolder, result_of
 from common.weights import export as exports
 from common.weights.network import Given, Network, result_at
+from common.weights.result import said_of
 
 
 @dataclass(frozen=True)

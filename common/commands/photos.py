@@ -29,7 +29,7 @@ from common.reports.evaluation import Recorder, class_scores, confusion_files, l
 from common.reports.mistakes import SHOWN, Mistake, draw_mistakes, find_mistakes, write_mistakes
 from common.reports.page import Page, write_page
 from common.runs import hints
-from common.runs.choice import Choice, result_of_run
+from common.runs.choice import Choice
 from common.runs.folder import RunFolder, default_folder
 from common.runs.scores import Scores, percent
 from common.stopping import Stopped
@@ -37,6 +37,7 @@ from common.training.options import TrainOptions
 from common.weights.examples import examples
 from common.weights.export import OPSET
 from common.weights.network import Network, result_at, run_at
+from common.weights.result import result_of_run
 from common.world import leaving_at_once
 
 BACKBONE = "ALEXNET_FEATURES"  # names a file of torchvision's convolutions alone

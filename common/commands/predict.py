@@ -14,9 +14,9 @@ from common.frameworks import Framework
 from common.recipes.own import load_file
 from common.reports import predictions
 from common.reports.predictions import Predictor, Wishes
-from common.runs.choice import said_of
 from common.training.options import Device
 from common.weights.network import NOTHING, ClassNames, Given, Network, complete, pretrained, result_at
+from common.weights.result import said_of
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,12 @@
-"""Which epoch is a run's result, and by what: the one answer for training, evaluation, prediction and export."""
+"""Which epoch is a run's result, and by what: the one answer for training and `common.weights.result`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
-from common.runs.folder import RunFolder, epoch_name
+from common.runs.folder import epoch_name
 from common.runs.scores import percent
 
 UNFAIR = "chosen on the test split, so no fair estimate"
@@ -51,21 +49,3 @@ def choose(best: Mapping[str, tuple[float, int]], last: int) -> Choice:
         accuracy, epoch = best["val"]
         return Choice(epoch, f"the best on the validation split ({percent(accuracy)})")
     return Choice(last, "the last: no validation split to choose by")
-
-
-def result_of_run(run: RunFolder) -> Choice | None:
-    """The choice of a finished run, from its files; None where these do not say, or no result is there yet."""
-    try:
-        if not (run.path / "model.safetensors").is_file():
-            return None
-        return choose(best_epochs(run.metrics()), run.recipe.epochs)
-    except (UserError, KeyError):
-        return None
-
-
-def said_of(path: Path | None) -> str:
-    """What to say of the epoch that a network's file is of, as a line; empty where it is not a run's result."""
-    if not path or path.name != "model.safetensors" or not RunFolder.is_at(path.parent):
-        return ""
-    choice = result_of_run(RunFolder(path.parent))
-    return f"{path} is of epoch {choice.epoch}, {choice.why}" if choice else ""

@@ -93,8 +93,10 @@ class Engine(Protocol[State]):
     def load(self, path: Path, state: State) -> tuple[State, Progress]:
         """Read one; raises `DamagedError` where it is not as it was written."""
 
-    def publish(self, path: Path, dest: Path, recipe: Recipe, arch: Arch, steps: int, names: list[str]) -> None:
-        """Write a checkpoint's network, after so many steps, as the .safetensors file that both frameworks open."""
+    def publish(self, path: Path, dest: Path, recipe: Recipe, arch: Arch, epoch: int, steps: int) -> None:
+        """Write a checkpoint's network, after so many epochs of so many steps, as the .safetensors file that both
+        frameworks open.
+        """
 
     def describe(self, state: State) -> str:
         """The device in words."""

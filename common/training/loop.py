@@ -164,7 +164,7 @@ def _lead(job: _Job[State], state: State) -> Path:
         del state  # whose memory the network that is published takes
         final, dest = journal.choice().epoch, run.path / "model.safetensors"
         best = run.checkpoint(final, engine.framework)
-        engine.publish(best, dest, recipe, job.arch, final * job.steps, list(names))
+        engine.publish(best, dest, recipe, job.arch, final, job.steps)
         journal.close(peak)
     return run.path
 

@@ -287,6 +287,7 @@ def write(
     recipe: Recipe | None = None,
     stored: Size | None = None,
     splits: Mapping[str, str] | None = None,
+    epoch: int | None = None,
 ) -> None:
     """Write a model to a .safetensors file, whole or not at all.
 
@@ -298,6 +299,7 @@ def write(
         class_names: in label order; goes into the metadata where there are any.
         preprocess: how images become the model's input, where that alone is known; goes into the metadata.
         recipe, stored, splits: see `About`; they go into the metadata where there is a recipe.
+        epoch: of its run, counted from 1, where it is a run's result; goes into the metadata.
 
     Raises:
         UserError: there are class names, but not one for each class, or the file cannot be written.
@@ -313,6 +315,8 @@ def write(
         metadata["splits"] = json.dumps(dict(splits or {}))
     elif preprocess:
         metadata["preprocess"] = json.dumps(to_dict(preprocess))
+    if epoch is not None:
+        metadata["epoch"] = json.dumps(epoch)
     check_destination(path)
     with atomic(path) as part:
         # safetensors writes the memory as it lies: a transposed view must be copied first.
@@ -448,6 +452,18 @@ def read_preprocess(metadata: Mapping[str, str], where: str) -> Preprocess | Non
     if "recipe" in metadata:
         return from_dict(_field(metadata, "recipe", where), Recipe, where).preprocess
     return from_dict(_field(metadata, "preprocess", where), Preprocess, where) if "preprocess" in metadata else None
+
+
+def read_epoch(metadata: Mapping[str, str], where: str) -> int | None:
+    """The epoch that a run's result is of, counted from 1; None of another file, and of one of an older version.
+
+    Raises:
+        UserError: what it says is damaged.
+    """
+    epoch = _field(metadata, "epoch", where) if "epoch" in metadata else None
+    if epoch is not None and (type(epoch) is not int or epoch < 1):
+        raise UserError(f"{where} says that it is of the epoch {epoch!r}: that is none.")
+    return epoch
 
 
 def read_about(metadata: Mapping[str, str], arch: Arch, where: str) -> About:

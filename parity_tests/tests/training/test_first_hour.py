@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import common.training.room
 from common.arch.zoo import ARCHS
@@ -21,18 +23,21 @@ from common.frameworks import FRAMEWORKS, Framework
 from common.recipes import own
 from common.recipes.zoo import get_recipe
 from common.runs import hints, journal
-from common.runs.choice import choose, result_of_run, said_of
+from common.runs.choice import choose
 from common.runs.files import in_units, size_of, write_json
 from common.runs.folder import RunFolder
 from common.runs.journal import Journal
 from common.runs.scores import Scores, percent, significant, speed, told
 from common.training.options import TrainOptions
 from common.training.room import check_room
+from common.weights import exchange
+from common.weights.result import result_of_run, said_of
 from parity_tests.tests.training.test_runs import (
     FAST,
     TRAIN,
     Run,
     both,
+    evaluation,
     finished,
     quick,
     refused_training,
@@ -147,11 +152,50 @@ def test_without_a_validation_split_the_last_epoch_is_the_result(tmp_path: Path)
     assert result_of_run(run) is None
     model = run.path / "model.safetensors"
     assert said_of(model) == ""
-    model.touch()
+    exchange.write(model, {}, ARCHS["lenet"])  # as older versions wrote it, which do not say the epoch
     for epoch, accuracy in ((1, 0.9), (2, 0.8)):
         run.log(step=3 * epoch, epoch=epoch, split="test", accuracy=accuracy)
     assert said_of(model) == f"{model} is of epoch 2, the last: no validation split to choose by"
     assert said_of(run.path / "recipe.json") == said_of(None) == ""
+    exchange.write(model, {}, ARCHS["lenet"], epoch=1)
+    assert result_of_run(run) is None
+    for damaged in ("0", "true", '"1"', "["):
+        save_file({}, model, {"epoch": damaged})
+        assert (result_of_run(run), said_of(model)) == (None, "")
+
+
+@both
+def test_a_result_is_of_the_epoch_that_its_file_says(
+    framework: Framework,
+    finished: dict[str, Run],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A finished run that goes on and is stopped has an older result, which is not called the newer epoch's."""
+    path = tmp_path / "run"
+    shutil.copytree(finished[framework].path, path)
+    before = (path / "model.safetensors").read_bytes()
+    goes_on, resume = Journal.goes_on, ["--resume", str(path), "--epochs", "3"]
+
+    def stopped(book: Journal, epochs: int) -> bool:
+        if epochs == 2:
+            raise KeyboardInterrupt
+        return goes_on(book, epochs)
+
+    monkeypatch.setattr(Journal, "goes_on", stopped)
+    with pytest.raises(SystemExit):
+        run_train(TRAIN[framework].fit, resume)
+    monkeypatch.undo()
+    assert (path / "model.safetensors").read_bytes() == before
+    assert said_of(path / "model.safetensors").startswith(f"{path / 'model.safetensors'} is of epoch 2: the run has")
+    capsys.readouterr()
+    evaluation(framework, [str(path), "--device", "cpu"])
+    assert "epoch_0003" not in (out := capsys.readouterr().out)
+    assert "the run's result" not in out
+    run_train(TRAIN[framework].fit, resume)
+    assert result_of_run(RunFolder(path)) == choose({}, 3)
+    assert exchange.read_epoch(exchange.read_metadata(path / "model.safetensors")[0], "the result") == 3
 
 
 @both

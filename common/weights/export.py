@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from common.arch.spec import Arch, Size
+from common.data.photos import BACKGROUND
 from common.errors import UserError, lookup
 from common.recipes.spec import Recipe
 from common.system import package_versions
@@ -64,12 +65,21 @@ def note(source: Network, kind: str, layout: str, opset: int | None) -> dict[str
 
 
 def preprocess_steps(recipe: Recipe, arch: Arch, image: Size | None = None) -> list[dict[str, Any]]:
-    """What evaluation does to a stored uint8 image (height, width, channels), in order; `image` as of `Network`."""
-    spec, steps = recipe.preprocess, list[dict[str, Any]]()
-    if not (image or image_of(recipe)):
-        side = spec.photo_side(arch)
-        steps.append({"step": "resize", "shorter_side": side, "mode": "bilinear", "antialias": True})
-        steps.append({"step": "center_crop", "size": [side, side]})
+    """What prediction does to a picture of any size and kind, in order; `image` as of `Network`.
+
+    The first five steps make of it what the network's data is stored as, in whole numbers of 8 bits, and change nothing
+    in a picture that is stored so.
+    """
+    spec = recipe.preprocess
+    side = spec.photo_side(arch)
+    height, width, channels = image or image_of(recipe) or (side, side, arch.image[2])
+    steps: list[dict[str, Any]] = [
+        {"step": "orient", "by": "EXIF orientation"},
+        {"step": "flatten", "background": list(BACKGROUND)},
+        {"step": "convert", "mode": "RGB" if channels == 3 else "L", "dtype": "uint8"},
+        {"step": "resize", "shorter_side": height, "mode": "bilinear", "antialias": True, "dtype": "uint8"},
+        {"step": "center_crop", "size": [height, width]},
+    ]
     if spec.crop:
         steps.append({"step": "center_crop", "size": [spec.crop, spec.crop]})
     steps.append({"step": "divide", "by": 255})

@@ -15,20 +15,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import ExifTags, Image, ImageOps
 
 import flax_impl.checkpoint
 import flax_impl.export
 import flax_impl.model
+import flax_impl.predict
 import flax_impl.weights
 import torch_impl.checkpoint
 import torch_impl.export
+import torch_impl.predict
 import torch_impl.weights
 from common.arch.spec import Arch, BatchNorm, MaxPool
-from common.arch.zoo import ARCHS
+from common.arch.zoo import ARCHS, get_arch
 from common.commands.export import run_export
 from common.errors import UserError
 from common.frameworks import Framework
 from common.recipes.zoo import RECIPES, get_recipe
+from common.reports import predictions
 from common.runs.folder import RunFolder
 from common.runs.manifest import write_manifest
 from common.runs.progress import Progress
@@ -41,6 +45,7 @@ from parity_tests.results import ROOT
 ONNX_PYTHON = ROOT / ".venv-onnx" / "bin" / "python"
 
 MODULES: dict[Framework, Any] = {"torch": torch_impl.export, "flax": flax_impl.export}
+PREDICT: dict[Framework, Any] = {"torch": torch_impl.predict, "flax": flax_impl.predict}
 FRAMEWORKS: tuple[Framework, ...] = ("torch", "flax")
 SUFFIXES: dict[str, Framework] = {".pt2": "torch", ".onnx": "torch", ".pt": "torch", ".stablehlo": "flax"}
 
@@ -457,6 +462,39 @@ def _checkpoint(run: RunFolder, framework: Framework, arch: Arch) -> Path:
     return path
 
 
+def follow(steps: list[dict[str, Any]], image: Image.Image) -> np.ndarray:
+    """What a reader of the note makes of a picture, with Pillow alone as far as it is 8 bit: float32 (H, W, C)."""
+    import torch
+    import torch.nn.functional as F
+
+    x: np.ndarray = np.zeros(())
+    for step in steps:
+        match step:
+            case {"step": "orient", "by": "EXIF orientation"}:
+                image = ImageOps.exif_transpose(image)
+            case {"step": "flatten", "background": colour}:
+                over = Image.new("RGBA", image.size, (*colour, 255))
+                image = Image.alpha_composite(over, image.convert("RGBA")) if image.mode == "RGBA" else image
+            case {"step": "convert", "mode": mode, "dtype": "uint8"}:
+                image = image.convert(mode)
+            case {"step": "resize", "shorter_side": side, "mode": "bilinear", "antialias": True, "dtype": "uint8"}:
+                size = [side * length // min(image.size) for length in image.size]
+                image = image.resize((size[0], size[1]), Image.Resampling.BILINEAR)
+            case {"step": "center_crop", "size": [height, width]}:
+                left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+                image = image.crop((left, top, left + width, top + height))
+            case {"step": "divide", "by": divisor}:
+                x = np.atleast_3d(np.asarray(image, np.float32)) / np.float32(divisor)
+            case {"step": "resize", "size": size, "mode": mode, "half_pixel_centers": True, "antialias": False}:
+                given = torch.from_numpy(x).permute(2, 0, 1)[None]
+                x = F.interpolate(given, size, mode=mode, align_corners=False)[0].permute(1, 2, 0).numpy()
+            case {"step": "normalize", "mean": mean, "std": std}:
+                x = ((x - np.array(mean)) / np.array(std)).astype(np.float32)
+            case _:
+                raise AssertionError(step)
+    return x
+
+
 def test_the_steps_are_those_of_evaluation() -> None:
     """A reader of the note alone gets the model's input, for every recipe on images of one size."""
     import torch
@@ -475,37 +513,51 @@ def test_the_steps_are_those_of_evaluation() -> None:
         made = preprocess(torch.from_numpy(images), {}, recipe.preprocess, torch.float32)
         if recipe.preprocess.crop and recipe.preprocess.crop != stored[0]:
             continue
-        x = torch.from_numpy(images).permute(0, 3, 1, 2).float()
-        for step in exports.preprocess_steps(recipe, arch):
-            x = follow(step, x)
-        torch.testing.assert_close(x, made, rtol=0, atol=1e-5)
+        steps = exports.preprocess_steps(recipe, arch)
+        got = np.stack([follow(steps, Image.fromarray(image[..., 0] if stored[2] == 1 else image)) for image in images])
+        np.testing.assert_allclose(nchw(got), made.numpy(), rtol=0, atol=1e-5, err_msg=name)
         seen += 1
     assert seen >= 3
 
 
-def follow(step: dict[str, Any], x: Any) -> Any:
-    """One step of a note."""
-    import torch
-    import torch.nn.functional as F
-
-    match step["step"]:
-        case "divide":
-            return x / step["by"]
-        case "center_crop":
-            assert list(x.shape[2:]) == step["size"]
-            return x
-        case "resize":
-            assert step["half_pixel_centers"]
-            return F.interpolate(x, step["size"], mode=step["mode"], antialias=step["antialias"], align_corners=False)
-        case "normalize":
-            mean, std = (torch.tensor(step[key])[:, None, None] for key in ("mean", "std"))
-            return (x - mean) / std
-    raise AssertionError(step)
-
-
 def test_photographs_are_resized_and_cut_first() -> None:
     recipe = get_recipe("imagenet")
-    steps = exports.preprocess_steps(recipe, ARCHS["alexnet"])
-    assert [step["step"] for step in steps] == ["resize", "center_crop", "center_crop", "divide", "normalize"]
-    assert steps[0]["shorter_side"] == recipe.preprocess.host_resize
-    assert steps[2]["size"] == [224, 224]
+    *steps, resize, square, crop, divide, normalize = exports.preprocess_steps(recipe, ARCHS["alexnet"])
+    assert [step["step"] for step in steps] == ["orient", "flatten", "convert"]
+    assert resize["shorter_side"] == recipe.preprocess.host_resize
+    assert [step["step"] for step in (square, crop, divide, normalize)] == [
+        *["center_crop"] * 2,
+        "divide",
+        "normalize",
+    ]
+    assert crop["size"] == [224, 224]
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("name", ["digits", "fashion_mnist_best", "cifar10", "photos_scratch"])
+def test_who_follows_the_note_gets_what_a_prediction_says(name: str, framework: Framework, tmp_path: Path) -> None:
+    """Of a picture of 230 x 200 pixels that lies on its side and is transparent in places."""
+    recipe = get_recipe(name)
+    channels = 3 if name in ("cifar10", "photos_scratch") else 1
+    arch = narrow(get_arch(recipe.arch)).adapt(height=32, width=32, channels=channels, classes=7)
+    run = finished_run(tmp_path / "run", framework, name, arch)
+    pixels = np.random.default_rng(3).integers(0, 256, (10, 12, 4), np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    image = Image.fromarray(pixels).resize((230, 200), Image.Resampling.NEAREST)
+    image.save(tmp_path / "picture.png", exif=exif)
+    file = tmp_path / f"made{SUFFIX[framework]}"
+    command(framework, run.path, file)
+    steps = json.loads((tmp_path / f"{file.name}.json").read_text())["preprocess"]
+    with Image.open(tmp_path / "picture.png") as image:
+        images = follow(steps, image)[None]
+    kind = {"torch": "pt2", "flax": "stablehlo"}[framework]
+    fed = nchw(images) if framework == "torch" else images
+    logits = np.asarray(MODULES[framework].reload(file.read_bytes(), kind)(fed), np.float64)
+    shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    network = result_at(run.path, framework, "predict")
+    ready = PREDICT[framework].predictor(network, "cpu")
+    [seen] = predictions.predictions(ready, network, tmp_path, [tmp_path / "picture.png"], 7, [])
+    told = dict(seen.guesses)
+    assert max(told.values()) < 0.999, "certain whatever it sees"
+    np.testing.assert_allclose(shares[0], [told[each] for each in network.names], atol=1e-4)

@@ -38,7 +38,7 @@ from common.weights.examples import examples
 from common.weights.export import OPSET
 from common.weights.network import Network, result_at, run_at
 from common.weights.result import result_of_run
-from common.world import leaving_at_once
+from common.world import World, leaving_at_once
 
 BACKBONE = "ALEXNET_FEATURES"  # names a file of torchvision's convolutions alone
 FOLDER = "folder:"
@@ -119,8 +119,8 @@ def run_photos(tools: Tools, arguments: Sequence[str] | None = None) -> None:
             )
         fitted = command.recipe if before else _fit_to_folder(command, recipe, start)
         started = perf_counter()
-        path = _train(tools, fitted, command.options)
-        _report(tools, RunFolder(path), command.options.device, perf_counter() - started)
+        if path := _train(tools, fitted, command.options):
+            _report(tools, RunFolder(path), command.options.device, perf_counter() - started)
 
     with leaving_at_once():
         guard(run, "; if its folder is there, the same command with --resume RUN continues it")
@@ -180,6 +180,8 @@ def _fit_to_folder(command: _PhotosCommand, recipe: Recipe, start: str) -> Recip
         notes.append(
             f"batches of {fitted.batch_size} in place of {chosen.batch_size}: {len(train):,} pictures to train on"
         )
+    if not World.of_environment(even=True).main:
+        return fitted
     if command.options.init_from:
         print(start)
     else:
@@ -213,20 +215,18 @@ def _hold_out(recipe: Recipe, train: Dataset) -> tuple[Recipe, Dataset, list[str
     return replace(recipe, val_fraction=0.0, patience=0), train, [said]
 
 
-def _train(tools: Tools, recipe: Recipe, options: TrainOptions) -> Path:
-    """Train; who stops it is told how this command goes on, which makes the page too.
+def _train(tools: Tools, recipe: Recipe, options: TrainOptions) -> Path | None:
+    """Train as `fit` does; who stops it is told how this command goes on, which makes the page too.
 
     Raises:
         Stopped: a signal has asked to stop.
     """
     out = options.out or default_folder(recipe, tools.framework)
     try:
-        path = tools.fit(recipe, replace(options, out=out))
+        return tools.fit(recipe, replace(options, out=out))
     except Stopped as stopped:
         said = str(stopped).replace(hints.resume(tools.framework, out), hints.photos(tools.framework, out))
         raise Stopped(stopped.number, said) from None
-    assert path
-    return path
 
 
 def _report(tools: Tools, run: RunFolder, device: str, seconds: float) -> None:

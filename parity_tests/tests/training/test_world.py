@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import flax_impl.train
 import torch_impl.train
@@ -359,6 +360,27 @@ def test_torchrun_and_two_hosts_are_the_same(tmp_path: Path) -> None:
         for name in ("torchrun", "hosts")
     ]
     assert rows[0] == rows[1]
+
+
+@pytest.mark.full
+@both
+def test_photographs_are_trained_on_together(framework: Framework, tmp_path: Path) -> None:
+    """The process that leads makes the page and says so, once; the other ends quietly."""
+    rng = np.random.default_rng(0)
+    for colour, name in enumerate(("ants", "bees")):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = rng.integers(0, 90, (20, 20, 3), np.uint8)
+            pixels[..., colour] += 140
+            Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{number}.png")
+    small = "--scratch --arch lenet --preprocess.host-resize 16 --preprocess.crop 16 --preprocess.mean .5 "
+    words = [*(small + "--preprocess.std .5 --epochs 1 --device cpu --out").split(), str(tmp_path / "run")]
+    code, out, err = finish(start(2, f"{framework}_impl.photos", str(tmp_path / "pictures"), *words))
+    assert code == 0, err
+    assert (tmp_path / "run" / "index.html").is_file()
+    for said, times in (("index.html shows it: ", 1), ("note: batches of ", 1)):
+        assert out.count(said) == times
+    assert err.count("from scratch at 16 x 16 pixels") == 1
 
 
 def rank_of(pid: int) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 from pathlib import Path
@@ -107,9 +107,8 @@ def run_photos(tools: Tools, arguments: Sequence[str] | None = None) -> None:
         )
         if command.resume:
             command = replace(command, options=replace(command.options, out=command.resume, resume=True))
-        if not before:
-            command = replace(command, recipe=fit_start(command.recipe, recipe))
-        command.recipe.check()
+        named = own.named(words)
+        (command.recipe if before else fit_start(command.recipe, named)).check()
         command.options.check()
         if folder and not before:
             raise UserError(f"{folder} is not a run folder: nothing to resume. Name the folder itself: --resume RUN.")
@@ -117,7 +116,7 @@ def run_photos(tools: Tools, arguments: Sequence[str] | None = None) -> None:
             raise UserError(
                 f"This command trains on a folder of photographs, not on {command.recipe.dataset}: see train."
             )
-        fitted = command.recipe if before else _fit_to_folder(command, recipe, start)
+        fitted = command.recipe if before else _fit_to_folder(command, named, start)
         started = perf_counter()
         if path := _train(tools, fitted, command.options):
             _report(tools, RunFolder(path), command.options.device, perf_counter() - started)
@@ -151,8 +150,8 @@ def _like(before: Recipe) -> Recipe:
     return replace(before, **fitted, class_weights="equal")
 
 
-def _fit_to_folder(command: _PhotosCommand, recipe: Recipe, start: str) -> Recipe:
-    """The recipe for the pictures of its folder; what was chosen on the command line stays. Says what it does.
+def _fit_to_folder(command: _PhotosCommand, named: Collection[str], start: str) -> Recipe:
+    """The recipe for the pictures of its folder; the fields that the command line names stay. Says what it does.
 
     Raises:
         UserError: there is no folder, or it has not the pictures that it takes.
@@ -163,23 +162,15 @@ def _fit_to_folder(command: _PhotosCommand, recipe: Recipe, start: str) -> Recip
     splits = load_splits(replace(chosen, val_fraction=0.0))
     check_classes(splits)
     train, notes = splits["train"], list[str]()
-    if "val" in splits:
+    if "val" not in splits:
+        chosen, train, notes = _hold_out(chosen, train, named)
+    elif "val-fraction" not in named:
         chosen = replace(chosen, val_fraction=0.0)
-    else:
-        chosen, train, notes = _hold_out(chosen, train)
     counts = train.counts()
     assert counts is not None
     notes = check_counts(counts.tolist(), train.class_names, chosen.dataset.removeprefix(FOLDER)) + notes
-    fitted = fit_length(
-        chosen,
-        len(train),
-        batch=chosen.batch_size == recipe.batch_size,
-        epochs=chosen.epochs == recipe.epochs,
-    )
-    if fitted.batch_size < chosen.batch_size:
-        notes.append(
-            f"batches of {fitted.batch_size} in place of {chosen.batch_size}: {len(train):,} pictures to train on"
-        )
+    fitted = fit_start(fit_length(chosen, len(train), named), named)
+    notes += _fitted(command.recipe, fitted, len(train))
     if not World.of_environment(even=True).main:
         return fitted
     if command.options.init_from:
@@ -189,6 +180,20 @@ def _fit_to_folder(command: _PhotosCommand, recipe: Recipe, start: str) -> Recip
     for note in notes:
         print(f"note: {note}", flush=True)
     return fitted
+
+
+def _fitted(before: Recipe, now: Recipe, pictures: int) -> list[str]:
+    """What of a recipe was fitted to so many pictures to train on, a line each."""
+    of_pictures, of_epochs = f"{pictures:,} pictures to train on", "half of all epochs at most"
+    fields: tuple[tuple[str, Callable[[Recipe], float], str], ...] = (
+        ("batches of {}", lambda recipe: recipe.batch_size, of_pictures),
+        ("{} epochs", lambda recipe: recipe.epochs, of_pictures),
+        ("{:g} epochs of warm-up", lambda recipe: recipe.schedule.warmup_epochs, of_epochs),
+        ("{} epochs with a frozen backbone", lambda recipe: recipe.finetune.freeze_epochs, of_epochs),
+        ("a share of {:g} held out", lambda recipe: recipe.val_fraction or before.val_fraction, "some of each class"),
+    )
+    changed = [(what, value(before), value(now), why) for what, value, why in fields if value(now) != value(before)]
+    return [f"{what.format(new)} in place of {old:g}: {why}" for what, old, new, why in changed]
 
 
 def _warn(why: str, recipe: Recipe) -> None:
@@ -201,18 +206,27 @@ def _warn(why: str, recipe: Recipe) -> None:
     )
 
 
-def _hold_out(recipe: Recipe, train: Dataset) -> tuple[Recipe, Dataset, list[str]]:
-    """The recipe with a share that holds out some of each class, what is left to train on, and what to say."""
+def _hold_out(recipe: Recipe, train: Dataset, named: Collection[str] = ()) -> tuple[Recipe, Dataset, list[str]]:
+    """The recipe with a share that holds out some of each class, what is left to train on, and what to say.
+
+    Raises:
+        UserError: the share that the command line names leaves a class without a picture.
+    """
+    if "val-fraction" in named and recipe.val_fraction:
+        left, held = train.hold_out(recipe.val_fraction, recipe.seed)
+        check_classes({"train": left, "val": held})
+        return recipe, left, []
     shares = (recipe.val_fraction, *SHARES) if recipe.val_fraction else ()
     for share in shares:
         if 0 < round(share * len(train)) < len(train):
             parts = train.hold_out(share, recipe.seed)
-            left = parts[0].counts()
-            if left is not None and left.min() >= LEAST and not parts[1].lacking():
+            counts = parts[0].counts()
+            if counts is not None and counts.min() >= LEAST and not parts[1].lacking():
                 return replace(recipe, val_fraction=share), parts[0], []
     why = "too few pictures to hold some of each class out for validation: " if shares else ""
     said = f"{why}the last epoch is the result, whether or not it is the best"
-    return replace(recipe, val_fraction=0.0, patience=0), train, [said]
+    patience = recipe.patience if "patience" in named else 0
+    return replace(recipe, val_fraction=0.0, patience=patience), train, [said]
 
 
 def _train(tools: Tools, recipe: Recipe, options: TrainOptions) -> Path | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from common.errors import UserError
@@ -15,33 +15,33 @@ LEAST, FEW = 3, 20  # pictures of a class to train on: fewer teach nothing; fewe
 UNEVEN = 4  # times as many pictures of one class as of another
 
 
-def fit_length(recipe: Recipe, examples: int, *, batch: bool, epochs: bool) -> Recipe:
+def fit_length(recipe: Recipe, examples: int, named: Collection[str] = ()) -> Recipe:
     """A batch that gives an epoch its steps, and epochs that make up for few pictures.
 
     Args:
         recipe: whose batch is the largest.
         examples: to train on.
-        batch, epochs: whether to fit them; what somebody has chosen stays.
+        named: the fields that the command line names, which stay.
     """
-    if batch:
+    if "batch-size" not in named:
         recipe = replace(recipe, batch_size=min(recipe.batch_size, max(examples // STEPS, SMALLEST)))
-    if epochs:
+    if "epochs" not in named:
         factor = min(max(TYPICAL / examples, 1 / 2), 2)
         recipe = replace(recipe, epochs=max(round(factor * recipe.epochs), 1))
     return recipe
 
 
-def fit_start(recipe: Recipe, usual: Recipe) -> Recipe:
-    """A warm-up, and a backbone that is frozen, for half of the epochs at most; what somebody has chosen stays.
+def fit_start(recipe: Recipe, named: Collection[str] = ()) -> Recipe:
+    """A warm-up, and a backbone that is frozen, for half of the epochs at most.
 
     Args:
         recipe: as the command line has it.
-        usual: as it would be without one.
+        named: the fields that it names, which stay.
     """
     half, schedule, tune = recipe.epochs / 2, recipe.schedule, recipe.finetune
-    if schedule.warmup_epochs == usual.schedule.warmup_epochs:
+    if "schedule.warmup-epochs" not in named:
         schedule = replace(schedule, warmup_epochs=min(schedule.warmup_epochs, half))
-    if tune.freeze_epochs == usual.finetune.freeze_epochs:
+    if "finetune.freeze-epochs" not in named:
         tune = replace(tune, freeze_epochs=min(tune.freeze_epochs, int(half)))
     return replace(recipe, schedule=schedule, finetune=tune)
 

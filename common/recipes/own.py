@@ -52,6 +52,12 @@ def find_option(words: Sequence[str], name: str = "recipe-file") -> Path | None:
     return Path(values[-1]) if values else None
 
 
+def named(words: Sequence[str]) -> frozenset[str]:
+    """The options that the words of a command line name, whatever they say of them: `epochs`, `optimizer.lr`."""
+    flags = (word.partition("=")[0] for word in words if word.startswith("--"))
+    return frozenset(flag.removeprefix("--").replace("_", "-") for flag in flags)
+
+
 def load_file(file: Path | None) -> list[str]:
     """Run a Python file, and let every `Recipe` and `Arch` that its names hold at the end be found by its own name.
 

@@ -31,6 +31,7 @@ from common.data.load import load_splits
 from common.errors import UserError
 from common.frameworks import Framework
 from common.recipes.fitted import check_counts, fit_length, fit_start
+from common.recipes.spec import Recipe
 from common.recipes.zoo import get_recipe
 from common.reports import mistakes
 from common.reports.page import Page, write_page
@@ -293,22 +294,55 @@ def test_weights_are_looked_for_where_they_are_kept(
 )
 def test_batch_and_epochs_fit_the_pictures(examples: int, batch: int, epochs: int) -> None:
     recipe = get_recipe("photos")
-    fitted = fit_length(recipe, examples, batch=True, epochs=True)
+    fitted = fit_length(recipe, examples)
     assert (fitted.batch_size, fitted.epochs) == (batch, epochs)
     assert -(-examples // batch) >= 10 or batch == 4
     fitted.check()
-    assert fit_length(recipe, examples, batch=False, epochs=False) == recipe
+    assert fit_length(recipe, examples, {"batch-size", "epochs"}) == recipe
 
 
 @pytest.mark.parametrize(("epochs", "warmup", "frozen"), [(1, 0.5, 0), (2, 1, 1), (3, 1, 1), (8, 1, 2)])
 def test_few_epochs_have_a_shorter_start(epochs: int, warmup: float, frozen: int) -> None:
     """Else a trial of one epoch would be refused for a field that nobody has set."""
     usual = get_recipe("photos")
-    fitted = fit_start(replace(usual, epochs=epochs), usual)
+    fitted = fit_start(replace(usual, epochs=epochs))
     assert (fitted.schedule.warmup_epochs, fitted.finetune.freeze_epochs) == (warmup, frozen)
     fitted.check()
-    chosen = replace(usual, epochs=epochs, schedule=replace(usual.schedule, warmup_epochs=4))
-    assert fit_start(chosen, usual).schedule.warmup_epochs == 4
+    named = fit_start(replace(usual, epochs=epochs), {"schedule.warmup-epochs", "finetune.freeze-epochs"})
+    assert (named.schedule, named.finetune) == (usual.schedule, usual.finetune)
+
+
+@both
+def test_what_the_command_line_names_stays(framework: Framework, tmp_path: Path) -> None:
+    """Also where it names what the recipe has; what is fitted is told."""
+    data, fitted = fill(tmp_path / "pictures", (9, 9, 9)), list[Recipe]()
+
+    def fit(recipe: Recipe, options: object) -> None:
+        fitted.append(recipe)
+
+    tools = replace(TOOLS[framework], fit=fit)
+    usual = get_recipe("photos_scratch")
+    assert (usual.val_fraction, usual.batch_size, usual.epochs) == (0.15, 32, 30)
+    done = command(tools, data, *NARROW)
+    told = ["batches of 4 in place of 32: 17 pictures to train on", "60 epochs in place of 30: 17 pictures to train on"]
+    told += ["a share of 0.2 held out in place of 0.15: some of each class"]
+    assert [line for line in done.out.splitlines() if "in place of" in line] == [f"note: {line}" for line in told]
+    assert (fitted[0].batch_size, fitted[0].epochs) == (4, 60)
+    for words in (
+        ["--epochs=30", "--batch_size", 32],
+        ["--epochs", 30, "--batch-size=32"],
+    ):
+        done = command(tools, data, *NARROW, *words)
+        assert (fitted[-1].batch_size, fitted[-1].epochs) == (32, 30)
+    done = command(tools, data, *NARROW, "--epochs", 1)
+    assert fitted[-1].schedule.warmup_epochs == 0.5
+    assert "note: 0.5 epochs of warm-up in place of 1: half of all epochs at most\n" in done.out
+    count = len(fitted)
+    done = command(tools, data, *NARROW, "--epochs", 1, "--schedule.warmup-epochs", 1)
+    assert "warmup" in done.err
+    done = command(tools, data, *NARROW, "--val-fraction", 0.15)
+    assert " in the val split of " in done.err
+    assert len(fitted) == count
 
 
 def test_few_and_uneven_classes_are_told_of() -> None:

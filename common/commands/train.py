@@ -15,7 +15,7 @@ from common.commands.shell import guard
 from common.errors import UserError
 from common.recipes import own
 from common.recipes.spec import Recipe
-from common.recipes.zoo import described
+from common.recipes.zoo import described, get_recipe
 from common.runs.folder import RunFolder
 from common.training.options import TrainOptions
 from common.world import leaving_at_once
@@ -26,8 +26,8 @@ class _TrainCommand:
     """What a command line says.
 
     Attributes:
-        resume: continue a run, with the recipe and the options that its folder holds; what is given besides must be the
-            recipe's own, but for more epochs.
+        resume: continue a run, with the recipe and the options that its folder holds; what is given besides, in a
+            recipe file too, must be the recipe's own, but for more epochs.
         recipe_file: a Python file with recipes and architectures of your own; without a name its one recipe is trained.
     """
 
@@ -52,14 +52,11 @@ def run_train(
     def run() -> None:
         rest, folder = resuming(words)
         before = RunFolder(folder) if folder and RunFolder.is_at(folder) else None
-        options, recipe = TrainOptions(), None
-        if name or not before:
-            recipe = own.choose(name, own.find_option(words))
+        options, file = TrainOptions(), own.find_option(words)
         if before:
-            options = options.of_run(before)
-            # Another recipe is told apart from the run's field by field.
-            recipe = before.recipe if recipe is None or recipe.name == before.recipe.name else recipe
-        assert recipe
+            options, recipe = options.of_run(before), _resumed(before, name, file)
+        else:
+            recipe = own.choose(name, file)
         command = tyro.cli(
             _TrainCommand,
             args=rest,
@@ -76,6 +73,23 @@ def run_train(
 
     with leaving_at_once():
         guard(run, "; if its folder is there, the same command with --resume RUN continues it")
+
+
+def _resumed(run: RunFolder, name: str | None, file: Path | None) -> Recipe:
+    """The recipe that a run goes on with, before what the command line names: its own, unless another one is given.
+
+    That is told apart from the run's field by field, and so is the run's own as a file of the user has it now.
+
+    Raises:
+        UserError: the recipe that is given cannot be had, or the run's cannot be read.
+    """
+    found = own.load_file(file)
+    before = run.recipe
+    name = name or next((each for each in found if each == before.name), found[0] if found else before.name)
+    if name == before.name and name not in own.FILES:
+        return before
+    given = get_recipe(name)
+    return replace(given, epochs=max(given.epochs, before.epochs)) if name == before.name else given
 
 
 def _module(fit: Callable[..., Any]) -> str:

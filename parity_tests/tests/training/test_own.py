@@ -34,7 +34,7 @@ from common.commands.train import run_train
 from common.errors import UserError
 from common.frameworks import Framework
 from common.recipes import zoo as recipes
-from common.recipes.own import load_file
+from common.recipes.own import FILES, load_file
 from common.recipes.spec import Recipe
 from common.runs.folder import RunFolder
 from common.training.options import TrainOptions
@@ -115,6 +115,38 @@ def test_a_run_is_resumed_without_the_file(trained: tuple[Framework, Path], tmp_
     run = Path(shutil.copytree(run, tmp_path / "run"))
     TRAIN[framework].fit(replace(RunFolder(run).recipe, epochs=2), TrainOptions(out=run, resume=True))
     assert [row["epoch"] for row in RunFolder(run).metrics() if row["split"] == "test"] == [1, 2]
+
+
+def test_a_resumed_run_is_held_to_the_file_that_is_named(
+    trained: tuple[Framework, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By name or without: more epochs are taken, fewer are those that the run has, any other change is refused."""
+    framework, source = trained
+    run = Path(shutil.copytree(source, tmp_path / "run"))
+    metrics = (run / "metrics.jsonl").read_bytes()
+
+    def resume(text: str, *words: str) -> str:
+        with new_process():
+            file = str(written(tmp_path, text))
+            with mock.patch.dict(FILES, clear=True):
+                run_train(TRAIN[framework].fit, [*words, "--recipe-file", file, "--resume", str(run)])
+        return capsys.readouterr().out
+
+    changed, last = EXAMPLE.replace('arch="small", epochs=3', 'arch="small", epochs=3, batch_size=32'), "epochs=1"
+    for text, sentence in (
+        (changed, "ran with batch_size = 64, not 32: a resumed run keeps its recipe."),
+        (EXAMPLE.replace('name="mine"', 'name="other"'), "ran with name = mine, not other: "),
+    ):
+        assert text != EXAMPLE
+        for words in ([], [re.findall(r'name="(mine|other)"', text)[-1]]):
+            with pytest.raises(SystemExit):
+                resume(text, *words)
+            assert f"error: {run} {sentence}" in capsys.readouterr().err
+    assert (run / "metrics.jsonl").read_bytes() == metrics
+    assert "resuming after epoch 1, the last" in resume(EXAMPLE.replace("epochs=3", last))
+    resume(EXAMPLE.replace("epochs=3", "epochs=2"), "mine")
+    assert RunFolder(run).recipe.epochs == 2
+    assert "resuming after epoch 2, the last" in resume(EXAMPLE.replace("epochs=3", last), "mine")
 
 
 def test_weights_that_say_nothing_take_their_names_of_the_file(trained: tuple[Framework, Path], tmp_path: Path) -> None:

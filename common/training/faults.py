@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from common.arch.spec import Arch
 from common.data.batch import Batch, first_rows
 from common.data.dataset import Dataset
 from common.data.pipeline import batches
 from common.runs.journal import Journal
+from common.world import World
 
 
 def not_finite(journal: Journal, where: str, step: int) -> str:
@@ -27,6 +29,18 @@ def not_finite(journal: Journal, where: str, step: int) -> str:
     )
 
 
+def _smaller(arch: Arch, world: World, parts: int, size: int) -> str:
+    """How a run takes fewer examples at a time, and whether it is the same run then."""
+    if not any(conv.norm for conv in arch.convs):
+        return f"--accumulate {parts} gives the same run, --batch-size {size} another one"
+    if world.alone:
+        return (
+            f"--accumulate {parts} and --batch-size {size} give other runs, for {arch.name} has batch norm, which "
+            f"normalises what is taken at a time"
+        )
+    return f"more processes, each with its share of the batch, give the same run, --batch-size {size} another one"
+
+
 def _last_good(journal: Journal) -> Path | str:
     progress = journal.progress
     if not progress.step:
@@ -36,7 +50,11 @@ def _last_good(journal: Journal) -> Path | str:
 
 
 def out_of_memory(
-    journal: Journal, train: Dataset, attempt: Callable[[Batch], object], is_out_of_memory: Callable[[Exception], bool]
+    journal: Journal,
+    train: Dataset,
+    attempt: Callable[[Batch], object],
+    is_out_of_memory: Callable[[Exception], bool],
+    world: World,
 ) -> str:
     """That the device's memory is too small, and what fits: halves of the micro-batch are tried until one does.
 
@@ -45,6 +63,7 @@ def out_of_memory(
         train: the training split.
         attempt: takes one step on a batch.
         is_out_of_memory: whether an error of `attempt` says so.
+        world: the processes that train.
     """
     recipe = journal.recipe
     size = recipe.micro_batch
@@ -63,7 +82,7 @@ def out_of_memory(
                 for n in range(1, recipe.batch_size + 1)
                 if recipe.batch_size % n == 0 and recipe.batch_size // n <= size
             )
-            advice = f"{size} at a time fit: --accumulate {parts} gives the same run, --batch-size {size} another one."
+            advice = f"{size} at a time fit: {_smaller(journal.arch, world, parts, size)}."
             break
     at_once = f", {recipe.micro_batch} at a time," if recipe.accumulate > 1 else ""
     return (

@@ -265,7 +265,7 @@ def _diagnose(job: _Job[State], error: Exception, journal: Journal) -> str | Non
         if not engine.is_out_of_memory(error):
             return None
         attempt = partial(_attempt, job)
-        return faults.out_of_memory(journal, train, attempt, engine.is_out_of_memory)
+        return faults.out_of_memory(journal, train, attempt, engine.is_out_of_memory, job.world)
     state, _ = _restore(job, job.begin(), journal)
     for step, batch in journal.repeat(train, error.step):
         if where := engine.nonfinite_layer(state, batch):

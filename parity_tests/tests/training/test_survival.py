@@ -14,7 +14,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,17 +30,20 @@ from safetensors.numpy import save_file
 import common.runs.files
 import common.runs.plots
 from common.arch.spec import Arch
-from common.arch.zoo import ARCHS
+from common.arch.zoo import ARCHS, get_arch
 from common.commands.train import run_train
 from common.data.photos import open_image
 from common.errors import DamagedError, UserError
 from common.frameworks import FRAMEWORKS, Framework
+from common.recipes.zoo import get_recipe
 from common.runs.folder import RunFolder
 from common.runs.progress import Progress
 from common.runs.scores import Scores
 from common.stopping import Stopped, stopping_at_once
 from common.system import package_versions
+from common.training import faults
 from common.weights import exchange
+from common.world import World
 from parity_tests.material import narrow
 from parity_tests.results import ROOT
 from parity_tests.tests.training.test_runs import ENGINE, TRAIN, both, quick, reproducible, snapshot
@@ -474,6 +477,37 @@ def test_out_of_memory_says_what_fits(framework: Framework, tmp_path: Path, monk
         "error: The device has not enough memory for batch_size 256 in float32. 64 at a time fit: --accumulate 4 gives "
         "the same run, --batch-size 64 another one. The last good checkpoint is none: the run had none yet."
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "processes", "accumulates", "advice"),
+    [
+        ("alexnet_cifar", 1, True, "--accumulate 4 gives the same run, --batch-size 64 another one"),
+        ("alexnet_cifar", 2, True, "--accumulate 4 gives the same run, --batch-size 64 another one"),
+        (
+            "alexnet_cifar_best",
+            1,
+            True,
+            "--accumulate 4 and --batch-size 64 give other runs, for alexnet_cifar_best",
+        ),
+        (
+            "alexnet_cifar_best",
+            2,
+            False,
+            "more processes, each with its share of the batch, give the same run, ",
+        ),
+    ],
+)
+def test_what_takes_less_memory_is_not_called_the_same_run_where_it_is_another(
+    name: str, processes: int, accumulates: bool, advice: str
+) -> None:
+    """Nor is advised what several processes refuse."""
+    arch, world = get_arch(name), World(size=processes)
+    said = faults._smaller(arch, world, 4, 64)
+    assert said.startswith(advice)
+    assert ("--accumulate" in said) == accumulates
+    with nullcontext() if accumulates else pytest.raises(UserError, match="batch norm"):
+        world.check(replace(get_recipe("cifar10"), accumulate=4), arch)
 
 
 @both

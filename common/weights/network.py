@@ -15,7 +15,7 @@ from common.data.dataset import Dataset
 from common.data.load import wordnet_names
 from common.data.spec import DATASETS
 from common.errors import UserError
-from common.frameworks import Framework
+from common.frameworks import FRAMEWORKS, Framework
 from common.recipes.spec import Recipe
 from common.recipes.zoo import get_recipe
 from common.runs.folder import RunFolder, result_of
@@ -163,20 +163,26 @@ def networks_at(path: Path, framework: Framework, command: str, given: Given = N
     for name, value in vars(given).items():
         if value is not None:
             raise UserError(f"--{name} {value}: leave it out, the run folder {run.path} says what its network is.")
-    if path.samefile(run.path):
-        found = run.checkpoints(framework, command)
-    else:
-        found = [path]
-        if path.suffix != ".safetensors":
-            run.check_framework(framework, command)
-    if not found:
-        raise UserError(f"{run.path} has no finished checkpoint yet.")
+    found = _files(path, run, framework, command)
     arch, said = run.arch, about(run)
     if len(said.class_names) != arch.classes:
         raise UserError(
             f"{run.path / 'manifest.json'} names {len(said.class_names)} classes of a network that has {arch.classes}."
         )
     return [Network(file, arch, said.recipe, said.class_names, said.stored, said.splits) for file in found]
+
+
+def _files(path: Path, run: RunFolder, framework: Framework, command: str) -> list[Path]:
+    """The files of networks that a path in a run names; errors as of `networks_at`."""
+    if path.samefile(run.path):
+        if found := run.checkpoints(framework, command):
+            return found
+        raise UserError(f"{run.path} has no finished checkpoint yet.")
+    if path.is_dir() and path.suffix not in [each.suffix for each in FRAMEWORKS.values()]:
+        raise UserError(f"{path} is a folder in the run {run.path}: name {run.path} itself, or one of its checkpoints.")
+    if path.suffix != ".safetensors":
+        run.check_framework(framework, command)
+    return [path]
 
 
 def result_at(path: Path, framework: Framework, command: str, given: Given = NOTHING) -> Network:

@@ -356,3 +356,17 @@ def test_a_start_from_other_classes_is_said(run: RunFolder, capsys: pytest.Captu
     assert f"the last layer of {model} is kept, whose classes were others: the network does not know 'another'" in said
     note_other_classes(model, names[::-1])
     assert "their order is another" in capsys.readouterr().err
+
+
+@both
+@pytest.mark.parametrize("folder", ["checkpoints", "evaluation"])
+def test_a_folder_in_a_run_is_no_damaged_checkpoint(
+    folder: str, framework: Framework, run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = run.path / folder
+    place.mkdir(exist_ok=True)
+    sentence = f"error: {place} is a folder in the run {run.path}: name {run.path} itself, or one of its checkpoints.\n"
+    assert refused(framework, capsys, place) == sentence
+    for suffix in (".pt", ".orbax"):  # these are told of as checkpoints
+        (run.path / "checkpoints" / f"epoch_0001{suffix}").mkdir()
+        assert "is a folder in" not in refused(framework, capsys, run.path / "checkpoints" / f"epoch_0001{suffix}")

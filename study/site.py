@@ -321,6 +321,7 @@ def _training(given: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
     return {
         "runs": found,
         "more": more,
+        "figures": [key for key in runs.FIGURES if any(key in run["final"] for run in (*found.values(), *more))],
         "summary": runs.summary(ours, theirs, moved["curves"]),
         "differences": runs.differences(ours["curves"], theirs["curves"]),
         "noise": moved,

@@ -1241,7 +1241,7 @@ def test_the_training_loss_has_a_noise_of_its_own() -> None:
 def test_runs_that_do_not_belong_together_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another framework's run lends neither curves nor weights; two recipes are compared, and it is said."""
     found = {
-        name: {"curves": {}, "problems": [], "recipe": recipe, "epochs": 3}
+        name: {"curves": {}, "final": {}, "problems": [], "recipe": recipe, "epochs": 3}
         for name, recipe in (("torch", "digits"), ("flax", "photos"))
     }
     monkeypatch.setattr(runs, "read_run", lambda path, framework: found[framework])

@@ -10,6 +10,7 @@ import pytest
 
 from common.errors import UserError
 from parity.compare import Difference
+from parity_tests import mutants
 from study import break_it
 from study.break_it import Options
 from study.notes.faults import EXERCISES
@@ -113,8 +114,19 @@ def test_a_slip_is_told_in_a_sentence(planted: list[str], options: Options, mess
 def test_the_curves_are_of_both_with_the_fault_planted(tmp_path: Path) -> None:
     """Another momentum leaves two losses alone: it shows in the memory of the second step, hence in the third loss."""
     filed = json.loads(break_it.measure(tmp_path, 3, [CHOSEN]).read_text("utf-8"))
-    (row,) = filed["rows"]
-    assert (row["fault"], filed["steps"]) == (CHOSEN.fault, 3)
-    ours, theirs = row["losses"]["PyTorch"], row["losses"]["Flax"]
-    assert ours[:2] == pytest.approx(theirs[:2], rel=1e-12)
-    assert ours[2] != pytest.approx(theirs[2], rel=1e-4)
+    assert [row["fault"] for row in filed["rows"]] == [CHOSEN.fault, "momentum of 0.899"]
+    assert filed["steps"] == 3
+    for row, less, more in zip(filed["rows"], (1e-4, 1e-7), (1, 1e-3), strict=True):
+        ours, theirs = row["losses"]["PyTorch"], row["losses"]["Flax"]
+        assert ours[:2] == pytest.approx(theirs[:2], rel=1e-12)
+        assert less < abs(ours[2] / theirs[2] - 1) < more
+
+
+def test_a_slight_fault_shows_where_the_text_says() -> None:
+    """A momentum of 0.899: at step 1 in the optimizer's memory, by a thousandth of the first gradient."""
+    with break_it.planting() as known:
+        found = mutants.run(break_it.SLIGHT, known[break_it.SLIGHT.subject])
+    assert found
+    assert mutants.caught(break_it.SLIGHT, found)
+    assert found.tensor.startswith("momentum_buffer/")
+    assert 1e-4 < found.relative < 2e-3

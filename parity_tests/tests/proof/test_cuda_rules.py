@@ -180,18 +180,26 @@ def test_a_planted_fault_is_refused(fault: Callable[..., Any], monkeypatch: pyte
     torch_impl.device.constant.cache_clear()
 
 
-def test_the_tests_for_a_gpu_run(tmp_path: Path) -> None:
-    """All of them, in small, under CUDA's rules: when there is a GPU, they measure."""
+# Whole curves, 16-bit scales and two processes each take tens of seconds. What they do to a device, a step of each kind
+# and a whole run do above.
+BRIEF = "not curve and not technique and not float16 and not bfloat16 and not repeat"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "least"), [(BRIEF, 15), pytest.param("test", 24, marks=pytest.mark.full)], ids=["brief", "all"]
+)
+def test_the_tests_for_a_gpu_run(chosen: str, least: int, tmp_path: Path) -> None:
+    """In small, under CUDA's rules: when there is a GPU, they measure."""
     report = tmp_path / "report.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", f"--junit-xml={report}", "-p", "no:cacheprovider"]
-    command.append("parity_tests/tests/proof/test_gpu.py")
+    command += ["-k", chosen, "parity_tests/tests/proof/test_gpu.py"]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(
         command, cwd=ROOT, env=kept | {"PARITY_DEVICE": "cpu"}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-4000:]
     [suite] = ElementTree.parse(report).getroot()
-    assert int(suite.attrib["tests"]) - int(suite.attrib["skipped"]) > 20
+    assert int(suite.attrib["tests"]) - int(suite.attrib["skipped"]) >= least
 
 
 def test_a_gpu_that_is_asked_for_must_be_there() -> None:

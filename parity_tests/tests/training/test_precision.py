@@ -18,7 +18,7 @@ import torch_impl.device
 import torch_impl.train
 from common.arithmetic import MARKS, check_products, named, operands
 from common.errors import UserError
-from common.recipes.spec import Precision
+from common.recipes.spec import Precision, Schedule
 from common.recipes.zoo import RECIPES
 from common.training.options import TrainOptions
 from parity_tests.mutants import rounded
@@ -109,7 +109,7 @@ def test_a_run_says_how_it_computes_and_a_resumed_one_what_has_changed(
         return pick(name)
 
     monkeypatch.setattr(device, "pick_device", picked)
-    recipe = replace(RECIPES["digits"], arch="lenet", epochs=1, init="he")
+    recipe = replace(RECIPES["digits"], arch="lenet", epochs=1, init="he", schedule=Schedule())  # one program for all
     recipe = replace(recipe, preprocess=replace(recipe.preprocess, resize=16))
     fit, options = LOOPS[framework].fit, TrainOptions(out=tmp_path / "run", device="cpu", deterministic=True)
     fit(recipe, options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
+from unittest import mock
 from urllib.error import URLError
 
 import jax
@@ -82,11 +84,14 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
-    """One thread for PyTorch, which small networks suit best."""
-    threads = torch.get_num_threads()
+    """One thread for PyTorch, which small networks suit best; XLA spares its optimizations: these tests are of runs."""
+    threads, spared = torch.get_num_threads(), "jax_disable_most_optimizations"
     torch.set_num_threads(1)
-    yield
+    jax.config.update(spared, True)
+    with mock.patch.dict(os.environ, {spared.upper(): "true"}):  # and of the commands that they start
+        yield
     torch.set_num_threads(threads)
+    jax.config.update(spared, False)
 
 
 def train(framework: str, out: Path, *words: object) -> Run:

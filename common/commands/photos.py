@@ -36,7 +36,7 @@ from common.stopping import Stopped
 from common.training.options import TrainOptions
 from common.weights.examples import examples
 from common.weights.export import OPSET
-from common.weights.network import Network, result_at, run_at
+from common.weights.network import Network, other_photographs, result_at, run_at
 from common.weights.result import result_of_run
 from common.world import World, leaving_at_once
 
@@ -304,6 +304,8 @@ def _page(
         f"To call all of them the commonest class would get {percent(commonest)}."
     )
     given = manifest.get("init_from")
+    if given and (told := other_photographs(Path(given["path"]), manifest["data"]["train"]["sha256"])):
+        result += f" {told}."
     counts = ", ".join(f"{part['examples']:,} {split}" for split, part in manifest["data"].items())
     facts = {
         "pictures": f"{counts}, from {recipe.dataset.removeprefix(FOLDER)}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,7 +32,7 @@ from common.training import faults
 from common.training.engine import AfterStep, Engine, Feed, State
 from common.training.options import TrainOptions
 from common.training.room import check_room
-from common.weights.network import note_other_classes
+from common.weights.network import note_other_classes, other_photographs
 from common.world import World
 
 Fresh = tuple[str, ...] | None  # layers that given weights left as they were drawn; None without given weights
@@ -128,6 +129,8 @@ def _lead(job: _Job[State], state: State) -> Path:
         state, fresh = engine.start_weights(state, options.init_from)
         if options.init_from and not fresh:
             note_other_classes(options.init_from, job.data["train"].class_names)
+        if options.init_from and (seen := other_photographs(options.init_from, job.data["train"].fingerprint())):
+            print(f"note: {seen}", file=sys.stderr)
     out = options.out or default_folder(recipe, engine.framework)
     room = check_room(out, engine.checkpoint_bytes(state), recipe, job.steps, options)
     told = options.recorded()

@@ -262,6 +262,23 @@ def note_other_classes(path: Path, names: Sequence[str]) -> None:
             _note(f"the last layer of {path} is kept, whose classes were others: {told}")
 
 
+def other_photographs(path: Path, trained_on: str) -> str:
+    """What to say where training starts from a network that has seen photographs of its own; empty where it has not.
+
+    Args:
+        path: that training starts from; a file that is gone, or of another format, says nothing.
+        trained_on: the fingerprint of what is trained on now, see `Dataset.fingerprint`.
+    """
+    try:
+        metadata, _ = exchange.read_metadata(file := result_of(path))
+        said = exchange.read_about(metadata, exchange.read_arch(metadata, str(file)), str(file))
+    except UserError:
+        return ""
+    if not said.recipe or not said.recipe.dataset.startswith("folder:") or said.splits.get("train") == trained_on:
+        return ""
+    return f"{path} had been trained on photographs, too: if some of them are tested on here, the accuracy is too good"
+
+
 def run_at(path: Path) -> RunFolder | None:
     """The run that a folder, a checkpoint or a result belongs to; None of a file that speaks for itself."""
     if path.suffix == ".pth" or (path.suffix == ".safetensors" and not _is_result(path)):

@@ -219,6 +219,22 @@ def test_a_mistake_gets_a_sentence_and_leaves_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_what_it_began_with_may_have_seen_them(tmp_path: Path) -> None:
+    """A network that knows photographs goes on with more of them: those that it knew may be tested on now."""
+    data, first = fill(tmp_path / "pictures", (12, 12)), tmp_path / "first"
+    assert command(TOOLS["torch"], data, *NARROW, "--epochs", 1, "--out", first).code == 0
+    turns: tuple[tuple[Framework, bool], ...] = (("torch", False), ("torch", True), ("flax", True))
+    for framework, grown in turns:
+        if grown:
+            picture(data / CLASSES[0] / f"00-{framework}.png", 0, 1)
+        run = tmp_path / f"{framework} {grown}"
+        done = command(TOOLS[framework], data, *NARROW, "--epochs", 1, "--init-from", first, "--out", run)
+        assert done.code == 0, done.err
+        told = "had been trained on photographs, too: if some of them are tested on here"
+        assert (f"{first} {told}" in done.err) == grown
+        assert (told in (run / "index.html").read_text("utf-8")) == grown
+
+
 def test_a_run_on_other_data_is_not_shown(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "run", get_recipe("digits"))
     done = command(TOOLS["torch"], "--resume", run.path)

@@ -16,7 +16,7 @@ from typing import Any
 
 import tyro
 
-from benchmarks.measured import FILE, read
+from benchmarks.measured import FILE, is_whole, read
 from benchmarks.pairs import by_seed, difference
 from common.commands.shell import guard
 from common.frameworks import FRAMEWORKS
@@ -54,17 +54,12 @@ seeds differ between pairs. Means are of the final test accuracy, with the sampl
 Row = dict[str, Any]
 
 
-def whole(row: Row) -> bool:
-    """Whether a run went to the recipe's last epoch."""
-    return bool(row["epochs"] == row["of_epochs"])
-
-
 def score(rows: Sequence[Row]) -> str:
     """Accuracy of runs that differ by their seed: `97.8 ± 0.5 % (3 seeds)`, of one `81.9 %`."""
     last = [100 * row["test_accuracy"][-1] for row in rows]
     if len(last) > 1:
         return f"{mean(last):.1f} ± {stdev(last):.1f} % ({len(last)} seeds)"
-    after = "" if whole(rows[0]) else f" after {rows[0]['epochs']} of {rows[0]['of_epochs']} epochs"
+    after = "" if is_whole(rows[0]) else f" after {rows[0]['epochs']} of {rows[0]['of_epochs']} epochs"
     return f"{last[0]:.1f} %{after}"
 
 
@@ -73,7 +68,7 @@ def alike(row: Row) -> tuple[Any, ...]:
     order = list(RECIPES)
     place = order.index(row["recipe"]) if row["recipe"] in order else len(order)
     number = list(FRAMEWORKS).index(row["framework"])
-    return place, row["recipe"], row["changes"], row["gpu"], not whole(row), row["epochs"], number
+    return place, row["recipe"], row["changes"], row["gpu"], not is_whole(row), row["epochs"], number
 
 
 def groups(rows: Sequence[Row]) -> Iterator[list[Row]]:
@@ -85,8 +80,8 @@ def groups(rows: Sequence[Row]) -> Iterator[list[Row]]:
 def cell(recipe: str, rows: Sequence[Row]) -> str:
     """What the tables of recipes say of one: whole runs where there are any."""
     of = [row for row in rows if row["recipe"] == recipe]
-    if any(map(whole, of)):
-        of = [row for row in of if whole(row)]
+    if any(map(is_whole, of)):
+        of = [row for row in of if is_whole(row)]
     said = []
     for same in groups(of):
         marks = [" ".join(same[0]["changes"])] if same[0]["changes"] else []

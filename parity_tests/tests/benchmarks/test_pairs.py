@@ -29,8 +29,8 @@ def test_the_interval_is_that_of_a_paired_t_test() -> None:
     ("ours", "theirs", "said"),
     [
         ((0.980, 0.975, 0.978), (0.979, 0.976, 0.978), "equivalent within 1"),
-        ((0.980, 0.985, 0.982), (0.950, 0.951, 0.953), "PyTorch comes out better"),
-        ((0.950, 0.951, 0.953), (0.980, 0.985, 0.982), "Flax comes out better"),
+        ((0.980, 0.985, 0.982), (0.950, 0.951, 0.953), "PyTorch came out ahead"),
+        ((0.950, 0.951, 0.953), (0.980, 0.985, 0.982), "Flax came out ahead"),
         ((0.98, 0.95), (0.96, 0.96), "too few pairs"),
     ],
 )

@@ -149,12 +149,7 @@ def test_a_copy_answers_as_the_run_does(framework: Framework, run: RunFolder, tm
         alike(found[0], found[other])
         assert guessed[other] == guessed[0]
         assert notes[other] == notes[0]
-    assert notes[0]["preprocess"][0] == {
-        "step": "resize",
-        "shorter_side": 36,
-        "mode": "bilinear",
-        "antialias": True,
-    }
+    assert [step["shorter_side"] for step in notes[0]["preprocess"] if "shorter_side" in step] == [36]
 
 
 def test_a_copy_knows_the_size_of_its_data(tmp_path: Path) -> None:

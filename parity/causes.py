@@ -62,6 +62,7 @@ class _Case:
         """Of the module that the tensor, or the call, is of."""
         if self.phase == "activation":
             path = self.tensor.split(":")[0]
+            path = "" if path == "output" else path  # a model of one layer
         else:
             path = self.tensor.split(":")[-1].rpartition(".")[0]
         return self.context.modules.get(path, ("", {}, {}))
@@ -174,6 +175,7 @@ def _settings(case: _Case) -> str:
 
 _SETTINGS = {
     "padding": "The padding before and after each axis is",
+    "stretched": "The padding of the stretched input, before and after each axis, is",
     "stride": "The stride is",
     "dilation": "The dilation is",
     "groups": "The number of groups is",

@@ -267,7 +267,9 @@ def differences(
             own = replace(bounds, floor=floors.get(_slot(tensor), bounds.floor))
             difference = measure(ours[tensor], theirs[tensor], step, phase, tensor, own, names)
             if not difference.within:
-                cause = difference.cause or likely_cause(phase, tensor, left, right, names, context)
+                cause = difference.cause
+                if not cause or left[phase][tensor].shape != right[phase][tensor].shape:
+                    cause = f"{cause} {likely_cause(phase, tensor, left, right, names, context)}".strip()
                 difference = replace(difference, cause=cause)
             yield difference
 

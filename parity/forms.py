@@ -34,6 +34,9 @@ def explain(wanted: Array, other: Array, sources: Mapping[str, Array]) -> tuple[
         place, count = int(np.nan_to_num(apart).argmax()), len(wanted)
         sources = {name: a[place : place + 1] for name, a in sources.items() if a.ndim and len(a) == count}
         wanted, other = wanted[place : place + 1], other[place : place + 1]
+    if (one_joined := _joined(wanted, sources)) and (other_joined := _joined(other, sources)):
+        told = [f"a join of {' and '.join(parts)}" for parts in (one_joined, other_joined)]
+        return "what came before", told[0], told[1]
     best = ("", "", "")
     for source, forms in _candidates(wanted, sources):
         one = other_form = ""
@@ -45,6 +48,28 @@ def explain(wanted: Array, other: Array, sources: Mapping[str, Array]) -> tuple[
         if (one or other_form) and not best[0]:
             best = (source, one, other_form)
     return best
+
+
+def _joined(wanted: Array, sources: Mapping[str, Array]) -> list[str]:
+    """The parts that were joined along the channels, in words; none where some are not found."""
+    axis = 1 if wanted.ndim == 4 else wanted.ndim - 1
+    whole = np.moveaxis(wanted, axis, 0)
+    parts: list[str] = []
+    place = 0
+    while place < len(whole):
+        for name, values in reversed([*sources.items()]):
+            part = np.moveaxis(values, axis, 0) if values.ndim == wanted.ndim else values[:0]
+            rest = whole[place : place + len(part)]
+            if not 0 < len(part) < len(whole) or part.shape != rest.shape or name.endswith(" (input)"):
+                continue
+            form = next((words for words, form in ELEMENTWISE.items() if _near(form(part), rest)), None)
+            if form is not None:
+                parts.append(name if form == "nothing" else f"{form} of {name}")
+                place += len(part)
+                break
+        else:
+            return []
+    return parts
 
 
 def follows(wanted: Array, other: Array, sources: Mapping[str, Array], others: Mapping[str, Array]) -> bool:
@@ -76,6 +101,8 @@ def _candidates(wanted: Array, sources: Mapping[str, Array]) -> Iterator[tuple[s
 
 def _of_one(values: Array, wanted: Array) -> Iterator[tuple[str, Array]]:
     """What elementwise functions, pools and resizing make of a tensor, the likeliest first."""
+    if values.ndim == wanted.ndim == 4 and values.shape[1] != wanted.shape[1]:
+        return
     values = _crop(values).astype(np.float64)
     size = wanted.shape[2:] if wanted.ndim == 4 else ()
     for words, form in ELEMENTWISE.items():
@@ -110,12 +137,16 @@ def _crop(values: Array) -> Array:
 
 def _same(made: Array, wanted: Array) -> bool:
     """Equal but for rounding, also where one is flattened."""
-    exact = 1e-5 if wanted.dtype.itemsize < 8 else 1e-7
     wanted = _crop(wanted)
     if wanted.ndim == 2 and made.ndim > 1:
         wanted, made = wanted[:, : made[0].size], made.reshape(len(made), -1)
     if made.shape != wanted.shape or not made.size:
         return False
+    return _near(made, wanted)
+
+
+def _near(made: Array, wanted: Array) -> bool:
+    exact = 1e-5 if wanted.dtype.itemsize < 8 else 1e-7
     return bool(np.abs(made - wanted).max() <= exact * max(np.abs(wanted).max(), 1e-30))
 
 

@@ -365,6 +365,15 @@ def _first(values: Any) -> Any:
     return next((leaf for leaf in jax.tree.leaves(values) if isinstance(leaf, jax.Array | np.ndarray)), None)
 
 
+def stretched(given: Any, kernel: list[int], stride: list[int], dilation: list[int]) -> list[tuple[int, int]]:
+    """A pair for each axis, of whatever a transposed convolution was given."""
+    reach = [(size - 1) * step + 1 for size, step in zip(kernel, dilation, strict=True)]
+    if isinstance(given, str):
+        same = given.upper() == "SAME"
+        return [shared.same_stretched(*axis, same) for axis in zip(reach, stride, strict=True)]
+    return padding(given, (), kernel, stride, dilation)
+
+
 def _shown(mask: Array, size: tuple[int, int, int]) -> Array:
     """(N, queries, keys) of a mask of more axes, which is True where something is seen."""
     return shared.seen_keys([mask.reshape((1,) * (4 - mask.ndim) + mask.shape)], *size)

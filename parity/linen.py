@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 
-from parity.jax_side import JaxSide, padding, train_flags
+from parity.jax_side import JaxSide, padding, stretched, train_flags
 from parity.model import Dropout, Layout, Module
 
 _NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
@@ -130,7 +130,12 @@ def _config(module: Any, kind: str, size: tuple[int, ...]) -> dict[str, Any]:
         found: dict[str, Any] = {"padding": pads, "stride": stride, "dilation": dilation}
         return {**found, "groups": module.feature_group_count, "written": str(module.padding)}
     if kind == "conv_transpose":
-        return {"transpose_kernel": module.transpose_kernel}
+        kernel = _each(module.kernel_size, 1)
+        stride, dilation = (_each(getattr(module, name), len(kernel)) for name in ("strides", "kernel_dilation"))
+        pads = (
+            {} if module.padding == "CIRCULAR" else {"stretched": stretched(module.padding, kernel, stride, dilation)}
+        )
+        return {"transpose_kernel": module.transpose_kernel, "stride": stride, "dilation": dilation, **pads}
     if kind == "dense":
         axis = getattr(module, "axis", -1)
         return {"in_axes": len(axis) if isinstance(axis, tuple) else 1}

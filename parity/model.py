@@ -30,7 +30,8 @@ class Module:
             "" otherwise.
         tensors: names of its own parameters and statistics by role: weight, bias, mean, var; their own names otherwise.
         config: what its arithmetic depends on: `epsilon`, `momentum` (the share of the old value that is kept),
-            `padding` (a pair for each axis of space, of the size last seen), `stride`, `dilation`, `groups`.
+            `padding` (a pair for each axis of space, of the size last seen), `stretched` (the same of a transposed
+            convolution's input once it is stretched), `stride`, `dilation`, `groups`.
     """
 
     path: str
@@ -195,6 +196,13 @@ def same_pads(size: int, kernel: int, stride: int, dilation: int = 1) -> tuple[i
     return total // 2, total - total // 2
 
 
+def same_stretched(kernel: int, stride: int, same: bool) -> tuple[int, int]:
+    """What "SAME" or "VALID" pads a transposed convolution's stretched input by in JAX, before and after."""
+    total = kernel + stride - 2 + (0 if same else max(kernel - stride, 0))
+    before = kernel - 1 if not same or stride > kernel - 1 else -(-total // 2)
+    return before, total - before
+
+
 def to_torch(values: Array, module: Module, role: str) -> Array:
     """A tensor as flax lays it out, as PyTorch does; a view."""
     if role == "weight" and module.kind == "conv":
@@ -222,4 +230,4 @@ def from_torch(values: Array, module: Module, role: str, shape: tuple[int, ...])
             values = np.flip(values, tuple(range(values.ndim - 2)))
     elif role == "weight" and module.kind == "dense":
         values = values.T
-    return values.reshape(shape) if module.kind == "dense" else values
+    return values if module.kind not in ("dense", "") else values.reshape(shape)

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from parity.jax_side import JaxSide, padding, train_flags
+from parity.jax_side import JaxSide, padding, stretched, train_flags
 from parity.model import Dropout, Layout, Module
 
 _NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
@@ -133,14 +133,15 @@ def _described(path: str, module: Any, size: tuple[int, ...]) -> Module:
     kind = next((kind for kind, types in _KINDS.items() if isinstance(module, types)), "")
     config: dict[str, Any] = {}
     if kind == "conv":
-        kernel = [module.kernel_size] if isinstance(module.kernel_size, int) else list(module.kernel_size)
-        sizes = (module.strides, module.kernel_dilation)
-        stride, dilation = ([n] * len(kernel) if isinstance(n, int) else [*(n or [1] * len(kernel))] for n in sizes)
+        kernel, stride, dilation = _geometry(module)
         pads = padding(module.padding, size[-1 - len(kernel) : -1], kernel, stride, dilation)
         config = {"padding": pads, "stride": stride, "dilation": dilation, "groups": module.feature_group_count}
         config["written"] = str(module.padding)
     elif kind == "conv_transpose":
-        config = {"transpose_kernel": module.transpose_kernel}
+        kernel, stride, dilation = _geometry(module)
+        pads = stretched(module.padding, kernel, stride, dilation)
+        config = {"stretched": pads, "stride": stride, "dilation": dilation}
+        config["transpose_kernel"] = module.transpose_kernel
     elif kind == "dense":
         axis = getattr(module, "axis", -1)
         config = {"in_axes": len(axis) if isinstance(axis, tuple) else 1}
@@ -149,6 +150,13 @@ def _described(path: str, module: Any, size: tuple[int, ...]) -> Module:
     elif kind:
         config = {"heads": module.num_heads} if kind == "attention" else {}
     return Module(path, kind, {}, config)
+
+
+def _geometry(module: Any) -> list[list[int]]:
+    """Kernel, stride and dilation of a convolution, a number for each axis."""
+    kernel = [module.kernel_size] if isinstance(module.kernel_size, int) else list(module.kernel_size)
+    sizes = (module.strides, module.kernel_dilation)
+    return [kernel, *([n] * len(kernel) if isinstance(n, int) else [*(n or [1] * len(kernel))] for n in sizes)]
 
 
 _KINDS: dict[str, Any] = {

@@ -131,7 +131,9 @@ class Match:
             for name in tensors:
                 other, pair = partners[name]
                 shape = own[phase][other].shape
-                found[other] = self._aligned(trace[phase][name], shape, 0, 1, pair, name)
+                aligned = self._aligned(trace[phase][name], shape, 0, 1, pair, name)
+                if aligned.shape == shape:  # otherwise there is no place for it
+                    found[other] = aligned
             return found
         for name in tensors:
             slot, slash, plain = name.rpartition("/")
@@ -387,7 +389,8 @@ def _shape_signature(single: tuple[Module, str], model: Model) -> Any:
 
 def _torch_shape(module: Module, role: str, model: Model) -> tuple[int, ...]:
     values = model.tensors[module.tensors[role]]
-    return (values if model.torch else shared.to_torch(values, module, role)).shape
+    shape = (values if model.torch else shared.to_torch(values, module, role)).shape
+    return shape if module.kind else tuple(n for n in shape if n != 1)  # a scale C, 1, 1 is one of C
 
 
 def _unpaired(singles: Any, models: tuple[Model, Model]) -> str:

@@ -371,6 +371,11 @@ def _config(module: Any, kind: str, size: tuple[int, ...]) -> dict[str, Any]:
         else:
             pads = [(n, n) for n in ([0] * len(module.kernel_size) if pads == "valid" else pads)]
         found = {"padding": pads, "stride": [*module.stride], "dilation": [*module.dilation], "groups": module.groups}
+    elif kind == "conv_transpose":
+        axes = zip(module.kernel_size, module.dilation, module.padding, module.output_padding, strict=True)
+        reach = [((kernel - 1) * dilation, pad, more) for kernel, dilation, pad, more in axes]
+        found = {"stretched": [(full - pad, full - pad + more) for full, pad, more in reach]}
+        found |= {"stride": [*module.stride], "dilation": [*module.dilation]}
     elif kind.endswith("_norm"):
         found = {"epsilon": module.eps}
         if kind == "batch_norm" and module.momentum is not None:

@@ -22,7 +22,8 @@ class Rule:
     """An update, taken off: `scale` times what `form` says, and `decay` times the parameter.
 
     Attributes:
-        form: "momentum", "nesterov" (known from the second step on), "gradient", "adam", "adam, epsilon inside".
+        form: "momentum", "nesterov" (known from the second step on), "gradient"; "adam", or "root" of the gradient
+            alone, and either with ", epsilon inside".
         scale: of the first term; at Adam's with its bias correction.
         epsilon: of Adam's denominator, with its bias correction.
         decay: of the parameter before the step: decoupled weight decay.
@@ -58,8 +59,11 @@ def rule_of(moved: Moved) -> Rule | None:
     u, p = moved.update, moved.before
     if not np.any(u):
         return None
-    if (first := moved.memory.get("exp_avg")) is not None and (second := moved.memory.get("exp_avg_sq")) is not None:
-        return _adam(u, p, first, second)
+    first, second = (moved.memory.get(slot) for slot in ("exp_avg", "exp_avg_sq"))
+    if first is not None and second is not None:
+        return _adam("adam", u, p, first, second)
+    if second is not None and "momentum_buffer" not in moved.memory:
+        return _adam("root", u, p, moved.gradient, second)
     memory, old = moved.memory.get("momentum_buffer"), moved.old.get("momentum_buffer")
     source = moved.gradient if memory is None else memory
     for decayed in ((), (p,)):  # a bias that began at zero is after one step a multiple of the memory
@@ -71,15 +75,15 @@ def rule_of(moved: Moved) -> Rule | None:
     return None
 
 
-def _adam(u: Array, p: Array, first: Array, second: Array) -> Rule | None:
+def _adam(form: str, u: Array, p: Array, first: Array, second: Array) -> Rule | None:
     """u (sqrt(v) + e) = c m, and with what decay adds; or u^2 (v + e) = c^2 m^2."""
     root = np.sqrt(np.maximum(second, 0))
     if fit := _fit(u * root, (first, -u)):
-        return Rule("adam", fit[0], fit[1])
+        return Rule(form, fit[0], fit[1])
     if fit := _fit(u * root, (first, -u, p * root, p)):
-        return Rule("adam", fit[0], fit[1], fit[2])
+        return Rule(form, fit[0], fit[1], fit[2])
     if (fit := _fit(u**2 * second, (first**2, -(u**2)))) and fit[0] > 0:
-        return Rule("adam, epsilon inside", float(np.sqrt(fit[0])), fit[1])
+        return Rule(f"{form}, epsilon inside", float(np.sqrt(fit[0])), fit[1])
     return None
 
 
@@ -180,8 +184,9 @@ def told(rules: tuple[Rule, Rule], names: tuple[str, str], settings: Mapping[str
         words = [f"{name} {_FORMS[rule.form]}" for name, rule in zip(names, rules, strict=True)]
         return f"The update: {words[0]}, {words[1]}."
     ratio = other.scale / one.scale if one.scale else np.inf
-    if one.form.startswith("adam"):
-        first, second = (1 - beta ** (step + 1) for beta in settings.get("betas", (0.9, 0.999)))
+    if one.form.startswith(("adam", "root")):
+        adam = one.form.startswith("adam")
+        first, second = (1 - beta ** (step + 1) if adam else 1.0 for beta in settings.get("betas", (0.9, 0.999)))
         correction = np.sqrt(second) / first
         for place, factor in enumerate((1 / ratio if ratio else np.inf, ratio)):
             if not np.isclose(ratio, 1) and np.isclose(factor, correction, rtol=1e-6):
@@ -206,6 +211,8 @@ _FORMS = {
     "gradient": "takes the gradient's step",
     "adam": "has the epsilon beside the root",
     "adam, epsilon inside": "has it inside the root",
+    "root": "has the epsilon beside the root",
+    "root, epsilon inside": "has it inside the root",
 }
 
 

@@ -113,6 +113,12 @@ PLANTED: dict[str, tuple[Callable[[Any], Any], Any, str, str]] = {
         "parameter",
         "The update: PyTorch has the epsilon beside the root, Flax has it inside the root.",
     ),
+    "epsilon of RMSprop": (
+        lambda parameters: torch.optim.RMSprop(parameters, 1e-3, eps=1e-4),
+        optax.rmsprop(1e-3, decay=0.99, eps=1e-4),
+        "parameter",
+        "The update: PyTorch has the epsilon beside the root, Flax has it inside the root.",
+    ),
     "bias correction": (_adam, _plain_adam(), "parameter", "Flax's Adam has no bias correction, PyTorch's has."),
     "first beta": (
         _adam,

@@ -29,7 +29,7 @@ from parity import PHASES
 from parity_tests import mutants, noise, table
 from parity_tests.results import RESULTS, ROOT
 from study import anatomy, deviations, diagram, measure, notes, pictures, runs, source
-from study.break_it import CURVES
+from study.break_it import CURVES, SLIGHT
 from study.measure import Arrays, Subject
 from study.notes import faults, glossary, questions, training
 from study.notes.faults import Exercise
@@ -144,6 +144,8 @@ def build(options: Options, *, subject: Subject | None = None, root: Path = ROOT
     sources["pairs"] = [*models[kind], sources.pop("block")]
     sources["others"] = [pair for name, both in models.items() if name != kind for pair in both]
     sources["exercises"] = _exercises(sources["exercises"], data["mutants"]["rows"], data["exercises"]["rows"])
+    for one in sources["questions"]:
+        one["curve"] = _curve(data["exercises"]["rows"], one["entry"].fault, SLIGHT.step)
     sources["curves"] = {key: title for key, title in runs.KEYS.items() if key in drawn}
     sources |= {"drawn": drawn, "grids": data["deviations"], "parity": _by_check(data["parity"]["rows"])}
     _render(options.out, data, sources)
@@ -203,19 +205,29 @@ def _exercises(
         measured: the losses with each fault planted; gets where they part.
     """
     by_name, found = {row["fault"]: row for row in rows}, []
-    curves = {row["fault"]: place for place, row in enumerate(measured)}
     for cited in entries:
         entry = cited["entry"]
-        if not all(name in by_name for name in entry.choices):
-            continue
-        choices = [{**by_name[name], "right": name == entry.fault} for name in entry.choices]
-        one = {**cited, "row": by_name[entry.fault], "choices": choices, "curve": curves.get(entry.fault)}
-        if one["curve"] is not None:
-            row = measured[one["curve"]]
-            row |= runs.parting(*row["losses"].values())
-            one["drawn"] = pictures.losses(row["losses"], int(one["row"]["found_at"].split(",")[0].split()[1]))
-        found.append(one)
+        if all(name in by_name for name in entry.choices):
+            choices = [{**by_name[name], "right": name == entry.fault} for name in entry.choices]
+            row = by_name[entry.fault]
+            seen = int(row["found_at"].split(",")[0].split()[1])
+            found.append({**cited, "row": row, "choices": choices, "curve": _curve(measured, entry.fault, seen)})
     return found
+
+
+def _curve(measured: Sequence[dict[str, Any]], fault: str, seen: int) -> dict[str, Any] | None:
+    """The losses of a fault as a picture, and the row that they are of, which gets where they part; None without one.
+
+    Args:
+        measured: rows.
+        fault: by name.
+        seen: the step at which the comparer sees it.
+    """
+    for place, row in enumerate(measured):
+        if row["fault"] == fault:
+            row |= runs.parting(*row["losses"].values())
+            return {"place": place, "drawn": pictures.losses(row["losses"], seen)}
+    return None
 
 
 def page_of(module: str) -> str:

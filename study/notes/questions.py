@@ -18,6 +18,7 @@ class Question:
         answer: paragraphs.
         link, to: words of a link to more of it, and where it leads.
         torch, flax: lines that show it, if any do.
+        fault: whose measured losses show it, by its name, if any do.
     """
 
     ask: str
@@ -26,6 +27,7 @@ class Question:
     to: str
     torch: tuple[Cite, ...] = ()
     flax: tuple[Cite, ...] = ()
+    fault: str = ""
 
 
 def questions() -> tuple[Question, ...]:
@@ -78,6 +80,7 @@ def questions() -> tuple[Question, ...]:
             update.text,
             "a momentum of 0.8, with its curves: exercise 10",
             "break.html#exercise-10",
+            fault="momentum of 0.899",
         ),
     )
 

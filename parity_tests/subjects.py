@@ -49,7 +49,7 @@ def subjects() -> dict[str, Subject]:
     clip = replace(base, optimizer=replace(base.optimizer, clip_norm=0.1))
     shrink = replace(base, preprocess=replace(base.preprocess, resize=20))
     lrn = replace(narrow(ARCHS["alexnet_lrn"]).adapt(height=67, width=67), name="lrn")
-    odd = narrow(ARCHS["alexnet"]).adapt(height=255, width=255)  # 7 x 7 reach the pool of 6 x 6
+    odd = replace(narrow(ARCHS["alexnet"]), adaptive_pool=2).adapt(height=127, width=127)  # 3 x 3 reach the pool
     large = tiles(72, 3)
     large = replace(large, ids=large.ids[:: len(large) // 30][:29])
 

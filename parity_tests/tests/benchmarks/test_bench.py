@@ -359,7 +359,7 @@ def values(run: Any) -> list[np.ndarray]:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> tuple[Recipe, Dataset, Dataset]:
     """The recipe of the digits with a narrow network, and examples for two shapes of batches."""
-    monkeypatch.setitem(ARCHS, "narrow", narrow(ARCHS["alexnet_cifar"], 16))
+    monkeypatch.setitem(ARCHS, "narrow", narrow(ARCHS["lenet"], 5))
     train, test = load_dataset("digits")
     return replace(RECIPES["digits"], arch="narrow"), replace(train, ids=train.ids[:72]), test
 

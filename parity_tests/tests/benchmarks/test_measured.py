@@ -90,7 +90,7 @@ def test_runs_are_trained_filed_and_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """One that is cut short is filed as that, goes on where it stopped, and ends; what is filed is not run again."""
-    small = ("--arch", "lenet", "--preprocess.resize", "28", "--epochs", "2")
+    small = ("--arch", "lenet", "--preprocess.resize", "16", "--epochs", "2")
     monkeypatch.setattr(measured, "CPU", (Run("digits", "torch", 1, small),))
     words = ["--runs", str(tmp_path / "runs"), "--file", str(tmp_path / "accuracy.json")]
     measured.main([*words, "--show"])

@@ -295,6 +295,8 @@ def trained(path: Path | None, framework: Framework) -> tuple[Any, str]:
     """The network of a run for its weights, or None and why there is none."""
     if path is None:
         return None, ""
+    if not path.exists():
+        return None, f"There is no run {path}."  # as `read_run` says it, so that it is said once
     try:
         if RunFolder.is_at(path):
             RunFolder(path).check_framework(framework)

@@ -422,6 +422,8 @@ def test_a_run_without_its_parts(tmp_path: Path) -> None:
     found = site.find_subject(site.Options(), {"run_flax": [run]}, problems)
     assert found.tensors is None
     assert len(problems) == 1
+    gone = tmp_path / "gone"
+    assert runs.trained(gone, "flax")[1] == runs.read_run(gone, "flax")["problems"][0] == f"There is no run {gone}."
 
 
 @pytest.mark.parametrize(

@@ -16,27 +16,26 @@ def result_of_run(run: RunFolder) -> Choice | None:
     None where these do not say, no result is there yet, or the one that is there is of another epoch, from before the
     run went on.
     """
-    return _agreed(run)[1]
+    epoch, choice = _read(run)
+    return choice if choice and epoch in (None, choice.epoch) else None
 
 
 def said_of(path: Path | None) -> str:
     """What to say of the epoch that a network's file is of, as a line; empty where it is not a run's result."""
     if not path or path.name != "model.safetensors" or not RunFolder.is_at(path.parent):
         return ""
-    epoch, choice = _agreed(RunFolder(path.parent))
-    if choice:
+    epoch, choice = _read(RunFolder(path.parent))
+    if choice and epoch in (None, choice.epoch):
         return f"{path} is of epoch {choice.epoch}, {choice.why}"
-    return f"{path} is of epoch {epoch}: the run has gone on since, and has no result until it is finished" * bool(
-        epoch
-    )
+    why = ": the run has gone on since, and has no result until it is finished" if choice else ""
+    return f"{path} is of epoch {epoch}{why}" if epoch else ""
 
 
-def _agreed(run: RunFolder) -> tuple[int | None, Choice | None]:
-    """The epoch that the file says it is of, and the choice by the rows where the file is not of another one."""
+def _read(run: RunFolder) -> tuple[int | None, Choice | None]:
+    """The epoch that the file says it is of, and the choice by the rows; None where there is no file, or none says."""
     file, epoch = run.path / "model.safetensors", None
     try:
         epoch = exchange.read_epoch(exchange.read_metadata(file)[0], str(file))
-        choice = choose(best_epochs(run.metrics()), run.recipe.epochs)
+        return epoch, choose(best_epochs(run.metrics()), run.recipe.epochs)
     except (UserError, KeyError):
         return epoch, None
-    return epoch, choice if epoch in (None, choice.epoch) else None

@@ -159,6 +159,10 @@ def test_without_a_validation_split_the_last_epoch_is_the_result(tmp_path: Path)
     assert said_of(run.path / "recipe.json") == said_of(None) == ""
     exchange.write(model, {}, ARCHS["lenet"], epoch=1)
     assert result_of_run(run) is None
+    rows = (run.path / "metrics.jsonl").read_text()
+    (run.path / "metrics.jsonl").write_text("{")
+    assert said_of(model) == f"{model} is of epoch 1"
+    (run.path / "metrics.jsonl").write_text(rows)
     for damaged in ("0", "true", '"1"', "["):
         save_file({}, model, {"epoch": damaged})
         assert (result_of_run(run), said_of(model)) == (None, "")

@@ -122,20 +122,15 @@ def _described(path: str, module: Any, size: tuple[int, ...]) -> Module:
 
 def _config(module: Any, kind: str, size: tuple[int, ...]) -> dict[str, Any]:
     """What a module's arithmetic depends on; see `parity.model.Module`."""
-    if kind == "conv":
+    if kind in ("conv", "conv_transpose"):
         kernel = _each(module.kernel_size, 1)
-        space = size[-1 - len(kernel) : -1]
         stride, dilation = (_each(getattr(module, name), len(kernel)) for name in ("strides", "kernel_dilation"))
-        pads = padding(module.padding, space, kernel, stride, dilation)
-        found: dict[str, Any] = {"padding": pads, "stride": stride, "dilation": dilation}
+        found: dict[str, Any] = {"stride": stride, "dilation": dilation}
+        if kind == "conv_transpose":
+            pads = stretched(module.padding, kernel, stride, dilation)
+            return {**found, "stretched": pads, "transpose_kernel": module.transpose_kernel}
+        found["padding"] = padding(module.padding, size[-1 - len(kernel) : -1], kernel, stride, dilation)
         return {**found, "groups": module.feature_group_count, "written": str(module.padding)}
-    if kind == "conv_transpose":
-        kernel = _each(module.kernel_size, 1)
-        stride, dilation = (_each(getattr(module, name), len(kernel)) for name in ("strides", "kernel_dilation"))
-        pads = (
-            {} if module.padding == "CIRCULAR" else {"stretched": stretched(module.padding, kernel, stride, dilation)}
-        )
-        return {"transpose_kernel": module.transpose_kernel, "stride": stride, "dilation": dilation, **pads}
     if kind == "dense":
         axis = getattr(module, "axis", -1)
         return {"in_axes": len(axis) if isinstance(axis, tuple) else 1}

@@ -21,7 +21,7 @@ from parity.model import Batch, Mode, Watched
 from parity.pairing import Match, match
 
 _EXACT = {8: 1e-10, 4: 1e-4}  # the bound by the bytes of a number, where none is given
-_NOISES = 30  # times its own noise is what the left may differ by from the right, where that is more
+_NOISES = 10  # times its own noise is what the left may differ by from the right, where that is more; 5.4 was measured
 _MOST = {8: 1e-6, 4: 1e-2}  # but no more than this
 _COARSE = 0.3
 _SHARE = 1e-4  # of the largest gradient: what is smaller is compared on this scale
@@ -184,7 +184,7 @@ def check(
         left, right: sides, such as `parity.torch.Side` and `parity.linen.Side`, or recordings of them.
         batches: (inputs, targets), in the left's layout; a recording has its own.
         pairs: what `match` found, or its file; otherwise they are matched on the first batch.
-        bounds: by default 1e-10 of each tensor's scale in float64, 1e-4 in float32; or 30 times the noise, up to 1e-6
+        bounds: by default 1e-10 of each tensor's scale in float64, 1e-4 in float32; or 10 times the noise, up to 1e-6
             and 1e-2, where that is more.
         mode: "train" for training steps, "forward" for evaluation.
         go_on: after a difference let the right take the left's value there and look for the next; also note where the

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import parity
+from parity import verdict as verdict_module
 from parity.__main__ import main
 from parity_tests.results import ROOT
 from parity_tests.tests.parity.pairs import MOMENTUM, NET, RATE, TAIL, LinenNet, LinenTail, TorchTail, batches
@@ -71,6 +72,16 @@ def test_an_agreement_is_set_beside_rounding(assert_parity: Any) -> None:
     assert verdict.sentence.endswith(f"PyTorch parts from itself by {own:.2g} there.")
     with pytest.raises(AssertionError, match="part at step 0, activation, out"):
         assert_parity(*replace(TAIL, linen=LinenTail(scale=1.0)).sides(), batches(TAIL.shape))
+
+
+@pytest.mark.parametrize(("times", "within"), [(5.4, True), (12.0, False)])
+def test_a_difference_may_be_some_times_the_own_noise(times: float, within: bool) -> None:
+    """More than was measured of equal pairs, but not much more; and only of the same tensor."""
+    walk = verdict_module._Walk(parity.match(*TAIL.sides(), batches(TAIL.shape)[0]), "train", None, False, (None, None))
+    walk.noises = [{("activation", "q"): 1e-9}]
+    apart = parity.Difference(0, "activation", "q", 1.0, times * 1e-9, 1.0, 1.0, 1e-10, cause="something")
+    assert walk._within_noise(apart).within is within
+    assert not walk._within_noise(replace(apart, tensor="k")).within
 
 
 def test_single_tensors_have_bounds_of_their_own() -> None:

@@ -476,8 +476,8 @@ def test_what_is_light_on_dark_has_dark_borders(name: str) -> None:
     else:  # one by one, and not all 60,000 into memory
         _prepared(name)
         _, test = load_photographs(name, DATASETS[name])
-        whole: Any = lambda image, place: np.array(image.convert("RGB"))  # noqa: E731
-        pixels, _ = test.source.read(test.ids[:300], whole)
+        entire: Any = lambda image, place: np.array(image.convert("RGB"))  # noqa: E731
+        pixels, _ = test.source.read(test.ids[:300], entire)
     share = np.mean([has_light_border(each) for each in pixels])
     assert (share < 0.1) == DATASETS[name].dark, share
 

@@ -71,7 +71,9 @@ class Difference:
             return f"{told}: equivalent within {margin:g}; it does not matter which framework trains it."
         if self.low > 0 or self.high < 0:
             better = "PyTorch" if self.mean > 0 else "Flax"
-            return f"{told}: {better} came out ahead, as chance alone has it in one series of ten; not within {margin:g}."
+            return (
+                f"{told}: {better} came out ahead, as chance alone has it in one series of ten; not within {margin:g}."
+            )
         return f"{told}: too few pairs to tell whether they agree within {margin:g}."
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from parity.compare import Trace
 from parity.model import Array, Batch, Layout, Mode, Model, Module, Watched, map_inputs
 
-_VERSION = 1
+_VERSION = 2
 _BFLOAT16 = "bfloat16:"
 
 

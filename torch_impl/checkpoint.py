@@ -76,7 +76,7 @@ def load_model(path: Path, arch: Arch) -> AlexNet | LeNet:
     Raises:
         UserError: the file cannot be read or does not fit `arch`.
     """
-    content = _read(path, mapped=True)  # all but the network stays on the disk
+    content = _read(path)
     with torch.device("meta"):  # draws no weights, for the file's take their places
         model = build(arch)
     try:
@@ -86,7 +86,7 @@ def load_model(path: Path, arch: Arch) -> AlexNet | LeNet:
     return model
 
 
-def _read(path: Path, mapped: bool = False) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise missing(path)
     try:
@@ -95,7 +95,7 @@ def _read(path: Path, mapped: bool = False) -> dict[str, Any]:
                 raise DamagedError(f"{path} is no checkpoint: {packed[0]} in it is compressed, which no tensor is.")
             if damaged := archive.testzip():  # which torch.load does not look for
                 raise DamagedError(f"{path} is damaged: the checksum of {damaged} is wrong.")
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except DamagedError:
         raise
     except pickle.UnpicklingError as error:

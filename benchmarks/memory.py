@@ -54,25 +54,23 @@ SUBJECTS = (Subject("digits", "alexnet_cifar", 1), Subject("imagenet", "alexnet"
 
 
 @dataclass(frozen=True)
-class Plain:
-    """What a process of the plain loop's does.
+class Options:
+    """Measure every command, each beside the plain loop's, and file the figures.
 
     Attributes:
-        framework, task: which.
-        subject: a place in `SUBJECTS`.
+        plain: instead, be a plain loop that is measured: framework, task and place in `SUBJECTS`.
     """
 
-    framework: Framework
-    task: Task
-    subject: int
+    plain: tuple[Framework, Task, int] | None = None
 
-    def run(self) -> None:
-        """Train so many steps, or score so many batches; prediction is of one image."""
-        subject = SUBJECTS[self.subject]
-        batch = 1 if self.task == "predict" else subject.batch
-        arch = get_arch(subject.arch)
-        arch = arch.adapt(channels=subject.channels, classes=10 if subject.channels == 1 else 100)
-        {"torch": _plain_torch, "flax": _plain_flax}[self.framework](self.task, arch, batch)
+
+def plain_loop(framework: Framework, task: Task, number: int) -> None:
+    """Train so many steps, or score so many batches; prediction is of one image."""
+    subject = SUBJECTS[number]
+    arch = get_arch(subject.arch)
+    arch = arch.adapt(channels=subject.channels, classes=10 if subject.channels == 1 else 100)
+    batch = 1 if task == "predict" else subject.batch
+    {"torch": _plain_torch, "flax": _plain_flax}[framework](task, arch, batch)
 
 
 def _plain_torch(task: Task, arch: Arch, batch: int) -> None:
@@ -135,16 +133,16 @@ def commands(subject: Subject, framework: Framework, folder: Path) -> Iterator[t
 def measure(subject: int, framework: Framework, folder: Path) -> Iterator[dict[str, Any]]:
     """A row for each task: ours, the plain loop's, and how many times as much ours is."""
     for task, words in commands(SUBJECTS[subject], framework, folder):
-        plain = ("--framework", framework, "--task", task, "--subject", str(subject))
-        ours, theirs = peak(*words), peak("benchmarks.memory", *plain)
+        ours, theirs = peak(*words), peak("benchmarks.memory", "--plain", framework, task, str(subject))
         row = {"network": SUBJECTS[subject].arch, "framework": framework, "task": task}
         yield row | {"mib": ours, "plain_mib": theirs, "ratio": round(ours / theirs, 3)}
 
 
 def main() -> None:
     """Measure, and write the figures."""
-    if len(sys.argv) > 1:
-        tyro.cli(Plain).run()
+    options = tyro.cli(Options, prog="python -m benchmarks.memory")
+    if options.plain:
+        plain_loop(*options.plain)
         return
     from PIL import Image
 

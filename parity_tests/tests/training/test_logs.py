@@ -110,10 +110,10 @@ def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training ends before this step, in the middle of an epoch and without a checkpoint of it."""
     add = EpochRecord.__call__
 
-    def fall(record: EpochRecord, batch: Any, sums: Any) -> None:
+    def fall(record: EpochRecord, *what: Any) -> None:
         if record.step == step:
             raise UserError("The power is gone.")
-        add(record, batch, sums)
+        add(record, *what)
 
     monkeypatch.setattr(EpochRecord, "__call__", fall)
 

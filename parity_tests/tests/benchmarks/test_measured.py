@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import age, measured
+from benchmarks import age, measured, pairs
 from benchmarks.measured import CPU, FILE, GPU, Run, add, read, settings
 from benchmarks.measured_tables import NONE, PAGES, RESULTS_PAGE, cell, fill, pages
 from common.errors import UserError
@@ -48,6 +48,18 @@ def stale(row: dict[str, Any]) -> bool:
         for found in (settings(RECIPES[row["recipe"]]), row["settings"])
     )
     return bool(usual != had)
+
+
+def test_readme_says_of_pairs_what_is_filed() -> None:
+    ours, theirs = pairs.by_seed(read(RESULTS / "pairs-digits.json"))
+    found = pairs.difference(ours, theirs)
+    said = (
+        f"is {found.mean:+.2f} points (90 % interval {found.low:+.2f} to {found.high:+.2f}): [it does not matter which"
+    )
+    assert f"Over {found.pairs} pairs of `digits` from equal weights, PyTorch less Flax {said}" in " ".join(
+        (ROOT / "README.md").read_text("utf-8").split()
+    )
+    assert "it does not matter" in found.verdict()
 
 
 def test_what_is_filed_is_of_the_recipes_as_they_are() -> None:

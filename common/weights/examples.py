@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,11 +39,12 @@ def examples(
     name, skipped = dataset or recipe.dataset, run.skipped if run else ()
     if name == UNSAID:
         raise UserError(f"{network.title} does not say on what it was trained: name a dataset, --dataset folder:PATH.")
-    own, moved, others = network.path is not None and name == recipe.dataset, False, set[str]()
+    own, found = network.path is not None and name == recipe.dataset, dict[Split, Dataset]()
     if network.path and network.splits and name.startswith("folder:"):
-        found = load_splits(replace(recipe, dataset=name), data_dir, skipped)
-        others = {part for part, data in found.items() if network.splits.get(part) != data.fingerprint()}
-        moved = not own and not others
+        with suppress(UserError):  # a folder to test on alone has no such splits
+            found = load_splits(replace(recipe, dataset=name), data_dir, skipped)
+    others = {part for part, data in found.items() if network.splits.get(part) != data.fingerprint()}
+    moved = bool(found) and not own and not others
     if own or moved:
         data = load_split(replace(recipe, dataset=name), split, data_dir, skipped)
     elif split == "test":
@@ -57,7 +59,7 @@ def examples(
         )
     if moved:
         print(f"note: {name} holds the files of the training, by their names: split as there", file=sys.stderr)
-    elif others and not own and recipe.dataset.startswith("folder:"):
+    elif not own and name.startswith("folder:") and recipe.dataset.startswith("folder:"):
         print(f"note: that {network.title} was not trained on pictures of {name} is taken on trust", file=sys.stderr)
     return data
 

@@ -240,6 +240,17 @@ def test_a_folder_that_has_grown_is_no_longer_what_was_held_out(
     evaluated(framework, path)
 
 
+def test_a_folder_to_test_on_alone_is_scored(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has no part to train on, which is what would tell whether it is the training's own."""
+    pictures(tmp_path / "only" / "test", count=4)
+    assert "/12  top-5" in evaluated(
+        "torch", run.path / "model.safetensors", "--dataset", f"folder:{tmp_path / 'only'}"
+    )
+    assert "is taken on trust" in capsys.readouterr().err
+
+
 def test_a_split_of_its_own_may_grow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Where pictures to test on have a folder, those that were trained on are in another."""
     for split in ("train", "test"):

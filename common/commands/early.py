@@ -1,4 +1,4 @@
-"""What a command can say before its framework is imported, which takes seconds: its help, or that a name is unknown."""
+"""What a command can say before its framework is imported, which takes seconds: its help, or what was mistyped."""
 
 from __future__ import annotations
 
@@ -23,22 +23,19 @@ def answer(package: str) -> None:
     given = sys.orig_argv[: -len(sys.argv[1:]) or None][-1].removeprefix("-m")
     owner, _, command = given.partition(".")
     words = sys.argv[1:]
-    named = [words[0]] if words and not words[0].startswith("-") else []
-    if owner == package and (any(word in HELPS for word in words) or (command in ("train", "find_lr") and named)):
+    helps, trains = any(word in HELPS for word in words), command in ("train", "find_lr")
+    elsewhere = any("recipe" in word or "resume" in word for word in words)  # a file or a folder says the rest
+    if owner == package and (helps or (trains and words and not elsewhere)):
         try:
-            _read(package, command, words, named)
+            _read(package, command, words)
         except _GoOn:
             return
 
 
-def _read(package: str, command: str, words: list[str], named: list[str]) -> None:
+def _read(package: str, command: str, words: list[str]) -> None:
     """Read the command line as its module would."""
     from common.frameworks import Framework
-    from common.recipes.zoo import RECIPES
 
-    asked = any(word in HELPS for word in words)
-    if not asked and (named[0] in RECIPES or any("recipe" in word for word in words)):
-        return
     framework = cast(Framework, package.removesuffix("_impl"))
     if command == "train":
         from common.commands.train import run_train
@@ -60,6 +57,10 @@ def _read(package: str, command: str, words: list[str], named: list[str]) -> Non
         from common.commands.features import run_features
 
         run_features(framework, _go_on, _go_on, words)
+    elif command == "export":
+        from common.commands.export import run_export
+
+        run_export(framework, {}, _go_on, words)
 
 
 def _go_on(*_: Any, **__: Any) -> Any:

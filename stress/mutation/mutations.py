@@ -34,7 +34,7 @@ REPLACED = {
 }
 CHOSEN = (
     "AddNot ReplaceTrueWithFalse ReplaceFalseWithTrue ReplaceAndWithOr ReplaceOrWithAnd "
-    "ReplaceBreakWithContinue ReplaceContinueWithBreak ExceptionReplacer RemoveDecorator ZeroIterationForLoop"
+    "ReplaceBreakWithContinue ReplaceContinueWithBreak RemoveDecorator ZeroIterationForLoop"
 )
 
 MESSAGES = {"print", "warn", "warning", "info", "debug", "error", "exception", "log", "UserError"}  # what calls print
@@ -126,6 +126,34 @@ class DropCall(Operator):
         return ()
 
 
+class OtherException(Operator):
+    """An exception that is caught, replaced by one that nothing raises. Cosmic Ray's own knows no dotted names."""
+
+    def mutation_positions(self, node: Any) -> Iterator[tuple[Any, Any]]:
+        yield from [(each.start_pos, each.end_pos) for each in self._caught(node)]
+
+    def mutate(self, node: Any, index: int) -> Any:
+        old = self._caught(node)[index]
+        new = parso.python.tree.Name("NothingRaisesThis", old.start_pos, old.get_first_leaf().prefix)
+        new.parent = old.parent
+        old.parent.children[old.parent.children.index(old)] = new
+        return node
+
+    @staticmethod
+    def _caught(node: Any) -> list[Any]:
+        if node.type != "except_clause":
+            return []
+        several = node.children[1]
+        if several.type != "atom":
+            return [several]
+        inner = several.children[1]
+        return inner.children[::2] if inner.type == "testlist_comp" else [inner]
+
+    @classmethod
+    def examples(cls) -> Sequence[Any]:
+        return ()
+
+
 class PlainAssignment(Operator):
     """`x += y` becomes `x = y`."""
 
@@ -143,7 +171,7 @@ class PlainAssignment(Operator):
 
 
 OURS: dict[str, type[Operator]] = {
-    each.__name__: each for each in (PlusMinusOne, ScaleFloat, DropKeyword, DropCall, PlainAssignment)
+    each.__name__: each for each in (PlusMinusOne, ScaleFloat, DropKeyword, DropCall, OtherException, PlainAssignment)
 }
 
 

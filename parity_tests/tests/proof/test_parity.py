@@ -6,6 +6,8 @@ takes a step at full width as well, in every precision.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from _pytest.mark import ParameterSet
 
@@ -15,7 +17,9 @@ from parity_tests import curves
 from parity_tests.results import Record
 from parity_tests.single_step import bounds_for, compare_step, measure_step, recipe_for
 
-QUICK, LONG = 12, 200
+# Each recipe takes one step in each of three epochs; of every kind of recipe one takes four, the last of them ragged.
+SHORT, QUICK, LONG = 3, 12, 200
+KINDS = ("digits", "cifar10_best", "imagenet_2012")
 
 
 def _networks(*quick: str) -> list[ParameterSet]:
@@ -48,9 +52,16 @@ def test_the_bounds_are_near_to_rounding_alone(name: str) -> None:
     assert bounds.default <= max(4 * measured, 32)
 
 
+def _curves() -> Iterator[ParameterSet]:
+    """Every recipe, quickly and at length; all that the quick runs leave out, the complete run has."""
+    for name in RECIPES:
+        yield pytest.param(name, SHORT, marks=pytest.mark.full if name in KINDS else ())
+        yield pytest.param(name, QUICK, marks=() if name in KINDS else pytest.mark.full)
+        yield pytest.param(name, LONG, marks=pytest.mark.full)
+
+
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("steps", [QUICK, pytest.param(LONG, marks=pytest.mark.full)])
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(("name", "steps"), list(_curves()))
 def test_curve(name: str, steps: int, record: Record) -> None:
     """Dropout, augmentation, momentum, decay and schedule on, a ragged last batch and several epochs included."""
     report = curves.narrow_run(name, steps)

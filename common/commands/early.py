@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any, cast
 
@@ -23,7 +24,9 @@ def answer(package: str) -> None:
     given = sys.orig_argv[: -len(sys.argv[1:]) or None][-1].removeprefix("-m")
     owner, _, command = given.partition(".")
     words = sys.argv[1:]
-    helps, trains = any(word in HELPS for word in words), command in ("train", "find_lr")
+    helps = any(word in HELPS for word in words)
+    # Of several processes, one that leaves ends at once.
+    trains = command in ("train", "find_lr") and os.environ.get("WORLD_SIZE", "1") == "1"
     elsewhere = any("recipe" in word or "resume" in word for word in words)  # a file or a folder says the rest
     if owner == package and (helps or (trains and words and not elsewhere)):
         try:

@@ -88,6 +88,13 @@ class TestSplits:
         assert [Path(file).name for file in test.files] == ["00.png", "05.png"] * 2
         assert len(load_unseen(f"folder:{tmp_path}")) == 20
 
+    @pytest.mark.parametrize("found", [("test", "val", "train"), ("val", "train"), ("train",)])
+    def test_a_network_from_elsewhere_is_tested_on_what_is_for_it(self, found: tuple[str, ...], tmp_path: Path) -> None:
+        """On the test part, else the validation part, else all that there is."""
+        for split in found:
+            fill(tmp_path / split, COUNTS[split])
+        assert len(load_unseen(f"folder:{tmp_path}")) == 2 * COUNTS[found[0]]
+
     def test_a_validation_folder_goes_before_a_fraction(self, tmp_path: Path) -> None:
         for name, count in COUNTS.items():
             fill(tmp_path / name, count)
@@ -294,6 +301,17 @@ class TestOnePicture:
         pixels, stored = np.asarray(Image.open(file)).copy(), file.read_bytes()
         place = stored.index(b"IEND" if last else b"IDAT") - 4
         file.write_bytes(stored[:place] + chunk(name, content, right) + stored[place:])
+        np.testing.assert_array_equal(open_image(file), pixels)
+
+    def test_a_transparent_png_stays_so_whatever_its_notes_say(self, tmp_path: Path) -> None:
+        """What shines through is white; a colour is declared transparent in a part that may be left out."""
+        file, pixels = tmp_path / "a.png", np.full((9, 12, 3), (10, 90, 200), np.uint8)
+        pixels[:, 6:] = (200, 20, 30)
+        Image.fromarray(pixels).save(file, transparency=(200, 20, 30))
+        stored = file.read_bytes()
+        place = stored.index(b"IDAT") - 4
+        file.write_bytes(stored[:place] + chunk(b"zTXt", b"Comment\0\x07nothing") + stored[place:])
+        pixels[:, 6:] = 255
         np.testing.assert_array_equal(open_image(file), pixels)
 
     def test_damaged_pixels_are_not_read(self, tmp_path: Path) -> None:

@@ -133,8 +133,14 @@ def by_pixels(images: np.ndarray, labels: np.ndarray) -> list[tuple[bytes, int]]
 
 @pytest.mark.parametrize(("archives", "name"), [(name, name) for name in SMALL], indirect=["archives"])
 def test_prepared_without_tensorflow_and_read_back_exactly(
-    archives: tuple[Rows, Rows], name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    archives: tuple[Rows, Rows],
+    name: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Into memory some at a time: here in several parts, the last of them smaller."""
+    monkeypatch.setattr(tfds_data, "_CHUNK", 8)
     loaded_before = "tensorflow" in sys.modules
     folder = tfds_data.prepare(name, tmp_path)
     assert ("tensorflow" in sys.modules) == loaded_before

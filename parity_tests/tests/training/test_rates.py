@@ -11,12 +11,14 @@ from unittest import mock
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.utils.class_weight import compute_class_weight
 
 import flax_impl.find_lr
 import torch_impl.find_lr
 import torch_impl.train
 from common.arch import zoo as archs
 from common.commands.find_lr import run_find_lr
+from common.data.load import load_dataset
 from common.errors import UserError
 from common.frameworks import Framework
 from common.recipes.spec import FineTune, Optimizer, Recipe, Schedule
@@ -67,6 +69,63 @@ def test_steps_are_those_of_training_at_these_rates(framework: Framework, recipe
     assert curve.losses[-1] < curve.losses[0]
     with mock.patch.object(rates, "growing", lambda recipe, options: replace(recipe, epochs=options.steps)):
         assert FIND[framework](replace(recipe, optimizer=Optimizer(lr=1e-3)), options).losses[-1] > curve.losses[-1]
+
+
+def test_each_pass_over_the_data_has_an_order_of_its_own() -> None:
+    """As in training: the first, the second and so on, shuffled, as long as there is no last step."""
+    passes: list[tuple[int, bool]] = []
+
+    def feed(epoch: int = 0, *, train: bool = False, start: int = 0) -> Any:
+        passes.append((epoch, train))
+        return ((epoch, place) for place in range(start, 3))
+
+    curve = curve_of([])
+    steps: list[Any] = []
+    for step in rates._steps(feed, curve, 7):
+        steps.append(step)
+        rates.add(curve, 0.1, 1.0)
+    assert steps == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
+    assert passes == [(0, True), (1, True), (2, True)]
+
+
+def test_it_ends_beyond_four_times_the_lowest_loss_not_the_first() -> None:
+    curve = curve_of([])
+    for place, _ in enumerate(rates._steps(lambda epoch, train: iter([None] * 50), curve, 50)):
+        rates.add(curve, 0.1, 100.0 if place == 0 else 1.0 if place < 30 else 10.0)
+    *before, last = curve.smoothed
+    assert all(loss <= 4 * min(before[: place + 1]) for place, loss in enumerate(before))
+    assert 4 * min(before) < last < 100
+    assert 30 < len(curve.smoothed) < 35
+
+
+def test_the_state_is_that_of_training(recipe: Recipe) -> None:
+    """With the weights that the recipe starts from, and scikit-learn's balanced class weights if it asks for some."""
+    began: list[Recipe] = []
+    trained: list[str] = []
+
+    class Fake(mock.MagicMock):
+        def begin(self, recipe: Recipe, *rest: Any) -> str:
+            began.append(recipe)
+            return "fresh"
+
+        def start_weights(self, state: str, init_from: Path | None) -> tuple[str, tuple[str, ...]]:
+            return f"{state}, then given", ()
+
+        def feeds(self, *rest: Any) -> list[Any]:
+            return [lambda epoch, train: iter([(None, None)] * 6)]
+
+        def train_epoch(self, state: str, steps: Any, after: Any) -> None:
+            trained.append(state)
+            for _ in steps:
+                after(None, state, {"loss": 6.0, "count": 3.0})
+
+    curve = rates.find_rate(Fake(), replace(recipe, class_weights="balanced"), RateOptions(steps=12))
+    assert curve.losses == [2.0] * 12
+    assert trained == ["fresh, then given"]
+    train, _ = load_dataset("digits")
+    labels = train.source.read(train.ids, None)[1]
+    expected = compute_class_weight("balanced", classes=np.arange(10), y=labels)
+    np.testing.assert_allclose(began[0].class_weights, expected, rtol=1e-12)
 
 
 @both

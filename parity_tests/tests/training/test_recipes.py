@@ -425,6 +425,21 @@ def test_boxes_belong_to_the_photograph() -> None:
         assert all(other[label] != first[label] for label in first)
 
 
+@pytest.mark.parametrize("changed", range(4))
+def test_the_hash_covers_every_photograph_as_it_is_decoded(changed: int) -> None:
+    def digest(data: Dataset) -> str:
+        (batch,) = batches(data, PHOTOGRAPHS, 0, train=True)
+        found = hashlib.sha256()
+        batch.update(found)
+        return found.hexdigest()
+
+    other = _photographs(4)
+    assert digest(other) == digest(_photographs(4))
+    with other.source.open(changed) as (picture, _):  # type: ignore[attr-defined]
+        picture.paste((255, 0, 0), (0, 0, *picture.size))
+    assert digest(other) != digest(_photographs(4))
+
+
 def test_photographs_are_evaluated_on_their_centre() -> None:
     data = _photographs(5)
     (batch,) = batches(data, PHOTOGRAPHS, 0, train=False)
@@ -668,6 +683,22 @@ def test_holding_out_keeps_the_order_and_every_example() -> None:
     assert set(held.ids) != set(data.hold_out(0.2, 1)[1].ids)
     expected = np.sort(draws.order(0, 0, 100, Stream.SPLIT)[:20])
     np.testing.assert_array_equal(held.ids, expected)
+
+
+def test_each_part_of_a_split_has_hashes_of_its_own(tmp_path: Path) -> None:
+    """By which a run is refused that is gone on with under another split: of examples in memory, and of files."""
+    data = numbered(20)
+    assert isinstance(data.source, Arrays)
+    files = Files(tmp_path, ((tmp_path / f"{place}.png", place % 10) for place in range(20)))
+    on_disk = replace(data, image=None, source=Photographs(files.open, files=files))
+    for each in (data, on_disk):
+        parts = [part for seed in (0, 1) for part in each.hold_out(0.25, seed)]
+        assert len({part.fingerprint() for part in parts}) == 4
+    parts = [part for seed in (0, 1) for part in data.hold_out(0.25, seed)]
+    before = [part.content() for part in parts]
+    assert len({*before}) == 4
+    data.source.images[7] ^= 1
+    assert [part.content() != old for part, old in zip(parts, before, strict=True)] == [7 in part.ids for part in parts]
 
 
 @pytest.mark.parametrize("weights", ["equal", "balanced", (0.5, 2.0, 1.0)])

@@ -15,10 +15,13 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from common.arch.zoo import ARCHS
 from common.commands.plot import run_plot
 from common.commands.runs import run_runs
+from common.config import to_dict
 from common.recipes.zoo import get_recipe
 from common.reports import figures, overlay
+from common.runs import plots
 from common.runs.folder import RunFolder
 from parity_tests.results import ROOT
 
@@ -129,6 +132,35 @@ def test_the_picture_shows_every_run(runs: Path, tmp_path: Path) -> None:
         assert not axis.get_window_extent().overlaps(legend.get_window_extent())
     with Image.open(tmp_path / "all.png") as picture:
         assert picture.size[0] > 1000
+
+
+def test_a_runs_curves_stand_over_epochs(tmp_path: Path) -> None:
+    """Losses as they are, accuracies in percent, and each rate over the steps before its row; the best epoch marked."""
+    run = made(tmp_path / "run", "torch", 1, {"val": [0.25, 0.5, 0.25], "test": [0.5, 0.75, 0.5]})
+    (run.path / "manifest.json").write_text(json.dumps(run.manifest | {"arch": to_dict(ARCHS["lenet"])}))
+    run.log(step=7, epoch=4, split="train", loss=0.25, accuracy=0.75, lr=0.01)
+    run.log(step=8, epoch=4, split="train", loss=0.25, accuracy=0.75, lr=0.02)
+    kept: list[Figure] = []
+    save = Figure.savefig
+
+    def keep(figure: Figure, *where: Any, **how: Any) -> None:
+        kept.append(figure)
+        save(figure, *where, **how)
+
+    with mock.patch.object(Figure, "savefig", keep):
+        plots.curves(run)
+    losses, accuracies, rates = (
+        {str(line.get_label()): np.asarray(line.get_xydata()).tolist() for line in axis.lines} for axis in kept[0].axes
+    )
+    assert losses["train"] == [[1, 2], [2, 1], [3, pytest.approx(2 / 3)], [3.5, 0.25], [4, 0.25]]
+    assert losses["val"] == losses["test"] == [[1, 1], [2, 0.5], [3, pytest.approx(1 / 3)]]
+    assert accuracies["train"] == [[1, 50], [2, 50], [3, 50], [3.5, 75], [4, 75]]
+    assert accuracies["test"] == [[1, 50], [2, 75], [3, 50]]
+    assert rates == {"train": [[1, 0.1], [2, 0.1], [3, 0.1], [3.5, 0.01], [4, 0.02]]}
+    assert kept[0].axes[2].lines[0].get_drawstyle() == "steps-pre"
+    for axis in (losses, accuracies):
+        [mark] = (points for label, points in axis.items() if label.startswith("epoch 2: the best"))
+        assert [x for x, _ in mark] == [2, 2]
 
 
 def test_a_picture_that_takes_anothers_place_is_told_of(

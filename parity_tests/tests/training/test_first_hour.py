@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import shutil
+import subprocess
+import sys
 from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import common.system
 import common.training.room
 from common.arch.zoo import ARCHS
 from common.commands.train import run_train
@@ -32,6 +35,7 @@ from common.training.options import TrainOptions
 from common.training.room import check_room
 from common.weights import exchange
 from common.weights.result import result_of_run, said_of
+from parity_tests.results import ROOT
 from parity_tests.tests.training.test_runs import (
     FAST,
     TRAIN,
@@ -111,6 +115,35 @@ def test_a_pipe_gets_a_line_now_and_then(tmp_path: Path, monkeypatch: pytest.Mon
 )
 def test_a_time_has_a_form_that_fits_it(seconds: float, words: str) -> None:
     assert journal._duration(seconds) == words
+
+
+def test_the_peak_of_memory_is_what_was_held_at_once() -> None:
+    """In bytes, and of the process itself: psutil's figure of the moment at which it held the most."""
+    code = (
+        "import psutil; from common.system import peak_resident_bytes; held = bytearray(b'x') * (200 << 20); "
+        "print(psutil.Process().memory_info().rss); del held; print(peak_resident_bytes())"
+    )
+    held, peak = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True).stdout.split()
+    assert int(peak) == pytest.approx(int(held), rel=0.01)
+
+
+def test_a_commit_says_whether_its_files_were_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common.system, "__file__", str(tmp_path / "system.py"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert common.system.commit() is None
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    git("init")
+    (tmp_path / "system.py").write_text("1\n")
+    git("add", ".")
+    git("commit", "-m", "first")
+    (tmp_path / "notes.txt").write_text("untracked\n")
+    assert common.system.commit() == git("rev-parse", "HEAD")
+    (tmp_path / "system.py").write_text("2\n")
+    assert common.system.commit() == git("rev-parse", "HEAD") + "+changes"
 
 
 def evaluated(book: Journal, rights: tuple[int, ...], split: str = "test") -> list[str]:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ from common.data import draws
 from common.data.crops import central_square, random_boxes, random_resized_crop
 from common.data.dataset import Dataset, whole
 from common.data.draws import Stream, normals, order, uniforms, uniforms_at
-from common.data.load import load_dataset
+from common.data.load import load_dataset, load_splits
 from common.data.photos import opened
 from common.data.pipeline import batches, steps_per_epoch
 from common.data.sources import Arrays, Files, Photographs, Relabelled
@@ -41,6 +42,8 @@ from common.data.spec import DATASETS
 from common.errors import UserError
 from common.recipes.spec import IMAGENET_PCA, FineTune, LossScale, Mix, Optimizer, Preprocess, Recipe, Schedule
 from common.recipes.zoo import ABOUT, RECIPES, get_recipe
+from common.training.loop import fit
+from common.training.options import TrainOptions
 from parity_tests.published import leaves
 
 every_recipe = pytest.mark.parametrize("name", RECIPES)
@@ -731,6 +734,19 @@ def test_balanced_weights_are_scikit_learns(tmp_path: Path) -> None:
         replace(data, ids=np.arange(12)).balanced_weights()
     with pytest.raises(UserError, match=r"--class-weights 1\.0"):
         replace(data, source=Photographs(files.open)).balanced_weights()
+
+
+def test_a_run_is_balanced_by_what_it_trains_on() -> None:
+    """Not by what it holds out or is tested on, of which it has seen nothing."""
+    recipe, given = replace(get_recipe("digits"), class_weights="balanced", val_fraction=0.3), list[Recipe]()
+    engine = mock.MagicMock()
+    engine.check_precision.side_effect = lambda recipe, options: given.append(recipe) or sys.exit()
+    with pytest.raises(SystemExit):
+        fit(engine, recipe, TrainOptions())
+    train = load_splits(recipe)["train"]
+    labels = train.source.read(train.ids, None)[1]
+    expected = compute_class_weight("balanced", classes=np.arange(10), y=labels)
+    np.testing.assert_allclose(given[0].class_weights, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize(

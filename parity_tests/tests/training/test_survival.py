@@ -37,6 +37,7 @@ from common.errors import DamagedError, UserError
 from common.frameworks import FRAMEWORKS, Framework
 from common.recipes.zoo import get_recipe
 from common.runs.folder import RunFolder
+from common.runs.journal import Journal
 from common.runs.progress import Progress
 from common.runs.scores import Scores
 from common.stopping import Stopped, stopping_at_once
@@ -452,6 +453,26 @@ def test_not_a_number_names_step_layer_and_checkpoint(
         said,
     ), said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("step", "last", "epoch", "checkpoint"),
+    [
+        (1, (0, 0, False), 1, None),
+        (3, (2, 0, False), 1, "epoch_0000_step_00000002"),
+        (4, (3, 0, True), 2, "epoch_0001"),
+    ],
+)
+def test_a_faults_epoch_is_that_of_its_step(
+    step: int, last: tuple[int, int, bool], epoch: int, checkpoint: str | None, tmp_path: Path
+) -> None:
+    """Of three steps an epoch: the third is of the first still; a checkpoint at an epoch's end goes by the epoch."""
+    book = Journal(RunFolder.create(tmp_path / "run", get_recipe("digits")), "torch", ARCHS["lenet"], 3, 1)
+    book.progress = replace(book.progress, step=last[0], epoch=last[1], finished=last[2])
+    said = faults.not_finite(book, "fc6", step)
+    named = book.run.path / "checkpoints" / f"{checkpoint}.pt" if checkpoint else "none: the run had none yet"
+    assert said.startswith(f"At step {step}, in epoch {epoch}, fc6 became NaN or infinite. ")
+    assert f"The last good checkpoint is {named}. " in said
 
 
 @both

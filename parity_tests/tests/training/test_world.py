@@ -511,6 +511,16 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str], monkeypatch: p
         raise RuntimeError("no answer.\n  at socket.cpp:1")
 
 
+def test_every_process_of_every_host_is_told_its_place() -> None:
+    """As torchrun numbers them: over all hosts, and on its own, where it takes the accelerator of that number."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    told = [each for host in (0, 1) for each in Launch(3, hosts=2, host=host, address="node0:29500").environments()]
+    assert [tuple(each[name] for name in names) for each in told] == [
+        (str(rank), str(rank % 3), "6", "node0", "29500") for rank in range(6)
+    ]
+    assert [World.of_environment(each, even=True).local_rank for each in told] == [0, 1, 2, 0, 1, 2]
+
+
 def test_the_environment_says_who_one_is() -> None:
     given = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
     assert World.of_environment({}, even=False) == ALONE

@@ -39,7 +39,7 @@ from common.recipes.zoo import get_recipe
 from common.runs.folder import RunFolder
 from common.runs.manifest import write_manifest
 from common.weights import exchange
-from common.weights.network import about, complete, note_other_classes, result_at
+from common.weights.network import Given, about, complete, note_other_classes, result_at, with_given
 from flax_impl import convert
 from parity_tests.material import narrow
 
@@ -319,6 +319,15 @@ def test_imagenets_names_are_wordnets_where_torchvisions_are_not_at_hand(
     assert complete(network, flax_impl.evaluate.class_names).class_names[281] == "n02123045"
     assert "the classes go by WordNet's names" in capsys.readouterr().err
     assert complete(network, torch_impl.evaluate.class_names).class_names[281] == "tabby"
+
+
+def test_a_recipe_that_is_given_brings_its_own_data() -> None:
+    """Not the fingerprints of other data, by which pictures would be taken for those of its training."""
+    arch = ARCHS["lenet"]
+    said = exchange.About(recipe=get_recipe("digits"), stored=(9, 9, 3), splits={"train": "those of another folder"})
+    given = with_given(said, Given(recipe="fashion_mnist_lenet"), arch, "a file")
+    assert given == exchange.About(recipe=get_recipe("fashion_mnist_lenet"), stored=(28, 28, 1))
+    assert with_given(said, Given(), arch, "a file") == said
 
 
 def test_names_as_people_give_them(tmp_path: Path) -> None:

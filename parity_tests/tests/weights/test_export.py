@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -336,6 +338,34 @@ def test_the_comparison_cannot_be_passed_by(got: np.ndarray) -> None:
         assert exports.difference(*pair) == float("inf")
     with pytest.raises(UserError, match="differ"):
         exports.prove(lambda images: right, lambda images: got, (2,))
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_is_right_for_one_image_or_for_several_alone_is_refused(alone: bool) -> None:
+    """As of a file whose number of images is a constant, or that normalises over them."""
+    with pytest.raises(UserError, match="differ"):
+        exports.prove(lambda images: images, lambda images: images * (1 + ((len(images) == 1) != alone)), (2,))
+
+
+def test_an_export_that_the_disk_has_no_room_for_leaves_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its note: both are as they were until both are written."""
+    write, dest = Path.write_bytes, tmp_path / "model.pt2"
+    exports.write(dest, b"an earlier export", {"earlier": True})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert sorted(before) == ["model.pt2", "model.pt2.json"]
+
+    def fill(path: Path, content: bytes) -> int:
+        written = write(path, content[:100])
+        if len(content) > 100:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return written
+
+    monkeypatch.setattr(Path, "write_bytes", fill)
+    with pytest.raises(UserError, match=r"Cannot write .*model\.pt2: No space left on device\."):
+        exports.write(dest, bytes(200), {"earlier": False})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 BAD: list[tuple[Framework, tuple[str, ...], str]] = [

@@ -110,6 +110,17 @@ def test_a_pipe_gets_a_line_now_and_then(tmp_path: Path, monkeypatch: pytest.Mon
     assert stderr.getvalue() == ""
 
 
+@pytest.mark.parametrize(("done", "left"), [(0, {1: 80.0, 6: 5.0, 9: 0.0}), (3, {3: 0.0, 4: 50.0, 6: 10.0, 9: 0.0})])
+def test_the_time_that_is_left_goes_by_what_this_process_did(
+    done: int, left: dict[int, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten seconds long, of nine steps in all: those before a run was resumed took other time."""
+    book = of_journal(tmp_path)
+    book.progress = replace(book.progress, step=done)
+    monkeypatch.setattr(journal, "perf_counter", lambda: book.started + 10)
+    assert {step: book.seconds_left(step) for step in left} == pytest.approx(left)
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"), [(40.2, "40 s"), (89.0, "89 s"), (720.0, "12 min"), (3900.0, "1 h 05 min")]
 )

@@ -6,6 +6,7 @@ import json
 import struct
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from math import isclose
@@ -20,9 +21,10 @@ from common.commands.train import run_train
 from common.config import read_json
 from common.errors import UserError
 from common.frameworks import Framework
+from common.recipes.zoo import get_recipe
 from common.runs.folder import RunFolder
 from common.runs.journal import EpochRecord
-from common.runs.logs import numbers
+from common.runs.logs import numbers, sending
 from parity_tests.results import ROOT
 from parity_tests.tests.training.test_runs import FAST, TRAIN, both, quick, refused_training, train
 
@@ -235,6 +237,22 @@ def test_a_run_takes_up_a_log(tmp_path: Path) -> None:
     run_train(TRAIN["torch"].fit, ["--resume", str(path), "--epochs", "3", "--log"])
     assert sorted(path.glob("tensorboard/*")) == before
     assert read_json(path / "options.json")["log"] == []
+
+
+def test_rows_of_before_have_the_times_at_which_they_were_measured(tmp_path: Path) -> None:
+    """As far as the rows say: each so much earlier than now as those after it took."""
+    run, now = RunFolder.create(tmp_path / "run", get_recipe("digits")), time.time()
+    for step, seconds in enumerate((100.0, 200.0, None, 400.0), 1):
+        more = {} if seconds is None else {"seconds": seconds}
+        run.log(step=step, epoch=1, split="test" if seconds is None else "train", accuracy=0.5, **more)
+    with sending(["tensorboard"], run, "torch") as send:
+        send({"step": 5, "epoch": 1, "split": "train", "accuracy": 0.75}, now + 1000)
+    times = {
+        event.step: event.wall_time - now
+        for event in events(run.path / "tensorboard")
+        if any(value.tag.startswith("accuracy/") and value.simple_value for value in event.summary.value)
+    }
+    assert times == pytest.approx({1: -600, 2: -400, 3: -400, 4: 0, 5: 1000}, abs=30)
 
 
 def test_no_framework_is_needed_to_write_events() -> None:

@@ -94,6 +94,21 @@ def test_a_line_names_its_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert line.endswith(" images/s | val loss 0.270  accuracy 50.0 %  test loss 1.36  accuracy 60.0 %\n")
 
 
+def test_an_epoch_that_is_gone_on_with_counts_what_was_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of four images and 50 seconds before, two more of five seconds each now."""
+    book, clock = of_journal(tmp_path), iter((100.0, 105.0, 110.0))
+    book.log_every = 10
+    now = [next(clock)]
+    monkeypatch.setattr(journal, "perf_counter", lambda: now[0])
+    book.progress = replace(book.progress, step=1, seconds=50.0, totals={"loss": 8.0, "correct": 1.0, "count": 4.0})
+    batch = Batch(np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, np.int32), {}, np.arange(4))
+    with book.epoch(0) as record:
+        for now[0] in clock:
+            record(batch, {"loss": 2.0, "correct": 4.0, "count": 4.0})
+    assert (record.step, record.seconds) == (3, 60)
+    assert record.progress().summary() == "loss 1.00  accuracy 75.0 %  0.200 images/s"
+
+
 def test_a_pipe_gets_a_line_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On stderr, with the time that the whole run will still take; by default none within the first seconds."""
     book, clock = of_journal(tmp_path), iter(range(0, 10**6, 20))

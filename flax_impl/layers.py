@@ -122,15 +122,19 @@ max_pool.defvjp(_max_pool, _max_pool_back)
 def adaptive_avg_pool(x: Array, bins: int) -> Array:
     """Average into `bins` rows and columns, as `torch.nn.AdaptiveAvgPool2d` does: (N, H, W, C) -> (N, bins, bins, C).
 
-    Bin i of n pixels covers floor(i * n / bins) up to, not including, ceil((i + 1) * n / bins).
+    Bin i of n pixels covers floor(i * n / bins) up to, not including, ceil((i + 1) * n / bins). What is averaged over
+    rows is not rounded to 16 bits before its columns are.
     """
+    if x.shape[1:3] == (bins, bins):
+        return x
+    dtype, x = x.dtype, x.astype(jnp.promote_types(x.dtype, jnp.float32))
     for axis in (1, 2):
         pixels = x.shape[axis]
         if pixels != bins:
             edges = [(i * pixels // bins, -(-(i + 1) * pixels // bins)) for i in range(bins)]
             means = [jnp.mean(jax.lax.slice_in_dim(x, *edge, axis=axis), axis, keepdims=True) for edge in edges]
             x = jnp.concatenate(means, axis)
-    return x
+    return x.astype(dtype)
 
 
 class BatchNorm(nn.BatchNorm):

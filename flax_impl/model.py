@@ -63,8 +63,9 @@ class ConvBlock(nn.Module):
 def _after(step: After, x: Array) -> Array:
     if isinstance(step, MaxPool):
         return max_pool(x, step)
-    if isinstance(step, AvgPool):
-        return nn.avg_pool(x, window_shape=(step.size, step.size), strides=(step.stride, step.stride))
+    if isinstance(step, AvgPool):  # as in PyTorch, sums of 16-bit numbers are not rounded to 16 bits on the way
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return nn.avg_pool(wide, (step.size, step.size), (step.stride, step.stride)).astype(x.dtype)
     return local_response_norm(x, step)
 
 

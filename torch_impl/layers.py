@@ -48,13 +48,16 @@ class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
 @wrap
 def adaptive_avg_pool(x: Tensor, bins: int) -> Tensor:
     """(N, C, H, W) -> (N, C, bins, bins). Bin i of n pixels covers floor(i * n / bins) up to, not including,
-    ceil((i + 1) * n / bins)."""
+    ceil((i + 1) * n / bins). What is averaged over rows is not rounded to 16 bits before its columns are."""
+    if x.shape[2:] == (bins, bins):
+        return x
+    dtype, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
     for axis in (2, 3):
         pixels = x.shape[axis]
         if pixels != bins:
             edges = [(i * pixels // bins, -(-(i + 1) * pixels // bins)) for i in range(bins)]
             x = torch.cat([x.narrow(axis, i, j - i).mean(axis, keepdim=True) for i, j in edges], axis)
-    return x
+    return x.to(dtype)
 
 
 def synchronise_norms(model: nn.Module) -> None:

@@ -27,10 +27,11 @@ import flax_impl.train
 import torch_impl.evaluate
 import torch_impl.feed
 import torch_impl.train
-from common.arch.spec import LocalResponseNorm
+from common.arch.spec import AvgPool, LocalResponseNorm
 from common.data.batch import NO_FACTS
 from common.recipes.spec import FineTune, LossScale, Optimizer, Preprocess, Recipe, Schedule
 from flax_impl import convert, layers
+from flax_impl import model as flax_model
 from parity_tests.material import smallest
 from parity_tests.sides import make_states
 from parity_tests.subjects import subjects
@@ -401,4 +402,26 @@ def test_response_norm_of_16_bit_numbers_is_rounded_once(dtype: str) -> None:
     theirs = layers.local_response_norm(x, spec)
     assert theirs.dtype == x.dtype
     for values in (found.permute(0, 2, 3, 1).float().numpy(), np.asarray(theirs)):
+        assert (np.abs(values.astype(np.float64) - exact) / last).max() < 0.501
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("pool", [AvgPool(3, 2), AvgPool(2, 2), "adaptive"])
+def test_means_of_16_bit_numbers_are_rounded_once(pool: AvgPool | str, dtype: str) -> None:
+    """numpy's means of windows in float64; of bins of 3, 4 and 3 pixels where the pool is adaptive."""
+    x = jnp.asarray(np.random.default_rng(4).uniform(1, 12, (2, 9, 9, 5)), dtype)
+    wide = np.asarray(x).astype(np.float64)
+    kind = getattr(torch, dtype)
+    ours = torch.from_numpy(wide.astype(np.float32)).to(kind).permute(0, 3, 1, 2)
+    if isinstance(pool, AvgPool):
+        windows = [slice(start, start + pool.size) for start in range(0, 10 - pool.size, pool.stride)]
+        found, theirs = torch_model._after(pool)(ours), flax_model._after(pool, x)
+    else:
+        windows = [slice(0, 3), slice(2, 5), slice(4, 7), slice(6, 9)]
+        found, theirs = torch_model.AdaptiveAvgPool2d(4)(ours), layers.adaptive_avg_pool(x, 4)
+    exact = np.stack([np.stack([wide[:, i, j].mean((1, 2)) for j in windows], 1) for i in windows], 1)
+    last = 2.0 ** (np.floor(np.log2(exact)) - (7 if dtype == "bfloat16" else 10))
+    assert (found.dtype, theirs.dtype) == (kind, x.dtype)
+    for values in (found.permute(0, 2, 3, 1).float().numpy(), np.asarray(theirs)):
+        assert values.shape == exact.shape
         assert (np.abs(values.astype(np.float64) - exact) / last).max() < 0.501

@@ -49,6 +49,7 @@ def runs(tmp_path: Path) -> Path:
 
 def test_runs_are_listed_newest_first(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (runs / "old/checkpoints/epoch_0001.pt").write_bytes(bytes(2**20))
+    RunFolder(runs / "old").log(step=7, epoch=4, split="train", loss=1.0, accuracy=1.0)  # no epoch is finished by that
     run_runs([str(runs)])
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split() == ["run", "framework", "recipe", "epochs", "best", "accuracy", "seconds", "MiB"]

@@ -589,6 +589,31 @@ def unprivileged(folder: Path) -> Iterator[None]:
             each.chmod(mode)
 
 
+def test_nothing_takes_its_name_before_it_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file, or a folder with all in it, and then the name itself: or a power cut leaves a name of nothing."""
+    done: list[Path | str] = []
+    sync, rename = os.fsync, Path.replace
+
+    def note(handle: int) -> None:
+        done.append(Path(f"/proc/self/fd/{handle}").readlink())
+        sync(handle)
+
+    def name(path: Path, to: Path) -> None:
+        done.append("named")
+        rename(path, to)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(Path, "replace", name)
+    common.runs.files.write_text(tmp_path / "a.json", "{}")
+    assert done == [tmp_path / "a.json.part", "named", tmp_path]
+    done.clear()
+    with common.runs.files.atomic(tmp_path / "folder") as part:
+        (part / "inner").mkdir(parents=True)
+        (part / "inner" / "weights").write_bytes(b"1")
+    assert {*done[:-2]} == {part, part / "inner", part / "inner" / "weights"}
+    assert done[-2:] == ["named", tmp_path]
+
+
 @both
 def test_a_read_only_folder(framework: Framework, calm: Callable[[str], Path], tmp_path: Path) -> None:
     path = shutil.copytree(calm(framework), tmp_path / "run")

@@ -37,7 +37,7 @@ from common.errors import DamagedError, UserError
 from common.frameworks import FRAMEWORKS, Framework
 from common.recipes.zoo import get_recipe
 from common.runs.folder import RunFolder
-from common.runs.journal import Journal
+from common.runs.journal import EpochRecord, Journal
 from common.runs.progress import Progress
 from common.runs.scores import Scores
 from common.stopping import Stopped, stopping_at_once
@@ -612,6 +612,11 @@ def test_nothing_takes_its_name_before_it_is_on_the_disk(tmp_path: Path, monkeyp
         (part / "inner" / "weights").write_bytes(b"1")
     assert {*done[:-2]} == {part, part / "inner", part / "inner" / "weights"}
     assert done[-2:] == ["named", tmp_path]
+    book = Journal(RunFolder.create(tmp_path / "run", get_recipe("digits")), "torch", ARCHS["lenet"], 3, 1)
+    book.write({"step": 1, "epoch": 1, "split": "train"})
+    done.clear()
+    EpochRecord(book, 0, lambda record: None).progress()  # for a checkpoint, which counts on the rows so far
+    assert done == [book.run.path / "metrics.jsonl"]
 
 
 @both

@@ -43,15 +43,15 @@ from common.commands.train import run_train
 from common.data.batch import Batch
 from common.data.crops import central_square
 from common.data.dataset import Dataset, whole
-from common.data.load import load_dataset, relabel
+from common.data.load import load_dataset, load_split, relabel
 from common.data.pipeline import batches
 from common.data.sources import Arrays, Photographs
 from common.errors import UserError
 from common.frameworks import Framework
 from common.recipes.spec import Preprocess, Recipe
 from common.recipes.zoo import IMAGENET_MEAN, IMAGENET_STD, get_recipe
-from common.reports import evaluation
-from common.reports.evaluation import Recorder, Report, Row, draw_confusion, marks
+from common.reports import evaluation, features
+from common.reports.evaluation import Recorder, Report, Row, draw_confusion, marks, write_probabilities
 from common.runs.choice import UNFAIR
 from common.runs.files import write_json
 from common.runs.folder import RunFolder
@@ -575,6 +575,29 @@ class TestConfusion:
         assert recorder.confusion.sum() == 1
         with pytest.raises(ValueError, match="concatenate"):
             _ = recorder.probabilities
+
+    def test_rows_are_found_by_the_examples_that_they_are_of(self, tmp_path: Path) -> None:
+        """Of a part that was held out: of probabilities as of a layer's features."""
+        recipe = replace(get_recipe("digits"), val_fraction=0.05, batch_size=32)
+        held = load_split(recipe, "val", None)
+        images, labels = held.source.read(held.ids, None)
+
+        def compute(batch: Batch) -> np.ndarray:
+            return np.asarray(batch.images, np.float64).mean((1, 2))
+
+        recorder = Recorder(10, keep=True)
+        for batch in batches(held, recipe, 0, train=False):
+            recorder(batch.labels, np.eye(10)[batch.labels][:, ::-1])
+        write_probabilities(tmp_path / "x.npz", recorder, held)
+        network = Network(None, recipe.model_arch(held.image, 10), recipe, held.class_names)
+        found = features.of_split(compute, network, held)
+        np.testing.assert_array_equal(found["features"], images.astype(np.float64).mean((1, 2)))
+        with np.load(tmp_path / "x.npz") as file:
+            np.testing.assert_array_equal(file["probabilities"].argmax(1), 9 - labels)
+            for arrays in (found, file):
+                np.testing.assert_array_equal(arrays["ids"], held.ids)
+                np.testing.assert_array_equal(arrays["labels"], labels)
+                assert arrays["class_names"].tolist() == list(held.class_names)
 
     @pytest.mark.parametrize("classes", [2, 20, 45, 1000])
     def test_pictures_of_any_number_of_classes(self, classes: int, tmp_path: Path) -> None:

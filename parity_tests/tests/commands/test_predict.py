@@ -32,6 +32,7 @@ from common.arch.zoo import ARCHS
 from common.commands.evaluate import run_evaluate
 from common.commands.predict import run_predict
 from common.commands.train import run_train
+from common.data.batch import Batch
 from common.data.load import load_dataset, load_unseen
 from common.data.photos import flatten, open_image
 from common.data.pipeline import batches
@@ -40,6 +41,7 @@ from common.frameworks import Framework
 from common.recipes.spec import Preprocess, Recipe
 from common.recipes.zoo import get_recipe
 from common.reports import predictions, sheets
+from common.reports.predictions import Predictor
 from common.reports.sheets import Cell
 from common.runs.folder import RunFolder
 from common.runs.manifest import write_manifest
@@ -603,7 +605,28 @@ def test_the_picture_shows_what_the_network_gets(framework: Framework, images: P
     np.testing.assert_array_equal(np.rint(shown * 255).astype(np.uint8), pixels[4:36, 4:36])
     np.testing.assert_array_equal(np.rint(inverted * 255).astype(np.uint8), 255 - pixels[4:36, 4:36])
     assert [figure.axes[1].get_title() for figure in kept] == ["what the network sees: 32 x 32 pixels"] * 2
+    height, width = np.asarray(kept[0].axes[0].images[0].get_array()).shape[:2]
+    for frame in kept[0].axes[0].patches:  # 32 of the 40 pixels that the shorter side became, around the middle
+        assert frame.get_width() == frame.get_height() == pytest.approx(0.8 * min(height, width))
+        assert frame.get_center() == pytest.approx(((width - 1) / 2, (height - 1) / 2))
     assert kept[0].axes[-1].get_title() == "by photographs in PyTorch, run"
+
+
+def test_grad_cam_is_asked_for_the_first_guess(images: Path, tmp_path: Path) -> None:
+    network = networks.result_at(colour_run(tmp_path / "run").path, "torch", "predict")
+    root, files, _ = predictions.find_images(str(images))
+    shares = np.array([[0.2, 0.7, 0.1], [0.5, 0.2, 0.3], [0.1, 0.3, 0.6], [0.3, 0.4, 0.3]])
+    asked: list[list[int]] = []
+
+    def grad_cam(batch: Batch) -> np.ndarray:
+        asked.append(batch.labels.tolist())
+        return np.zeros((4, 3, 3))
+
+    fake = Predictor(lambda batch: shares, grad_cam, lambda batch: np.zeros((4, 32, 32, 3), np.float32))
+    found = [*predictions.predictions(fake, network, root, files, 2, [], grad_cam=True)]
+    assert asked == [[1, 0, 2, 1]]
+    assert [each.guesses[0] for each in found] == [(NAMES[1], 0.7), (NAMES[0], 0.5), (NAMES[2], 0.6), (NAMES[1], 0.4)]
+    assert [each.guesses[1] for each in found[:3]] == [(NAMES[0], 0.2), (NAMES[2], 0.3), (NAMES[1], 0.3)]
 
 
 @both

@@ -138,6 +138,7 @@ def test_a_folder_becomes_a_page(framework: Framework, tmp_path: Path) -> None:
     assert drawn == expected
     page = (run / "index.html").read_text("utf-8")
     assert "The network names 13 of 15 pictures right that it was not trained on: 86.7 %, give or take 17.2 %" in page
+    assert "To call all of them the commonest class would get 33.3 %." in page  # of five of each
     assert done.out.splitlines()[-1] == f"{run}/index.html shows it: open it in a browser"
     found = linked(run / "index.html")
     assert [path for path in found if not path.is_file()] == []

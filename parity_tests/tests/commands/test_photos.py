@@ -31,7 +31,7 @@ from common.data.load import load_splits
 from common.errors import UserError
 from common.frameworks import Framework
 from common.recipes.fitted import check_counts, fit_length, fit_start
-from common.recipes.spec import Recipe
+from common.recipes.spec import FineTune, Recipe, Schedule
 from common.recipes.zoo import get_recipe
 from common.reports import mistakes
 from common.reports.page import Page, write_page
@@ -39,6 +39,7 @@ from common.reports.sheets import Cell, draw_sheet
 from common.runs import hints
 from common.runs.folder import RunFolder
 from common.stopping import Stopped
+from common.training.options import TrainOptions
 from common.weights.network import Network
 from parity_tests.material import narrow
 
@@ -327,6 +328,15 @@ def test_few_epochs_have_a_shorter_start(epochs: int, warmup: float, frozen: int
     fitted.check()
     named = fit_start(replace(usual, epochs=epochs), {"schedule.warmup-epochs", "finetune.freeze-epochs"})
     assert (named.schedule, named.finetune) == (usual.schedule, usual.finetune)
+
+
+def test_a_start_is_fitted_to_the_epochs_that_the_pictures_get(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many pictures, which halve the epochs: half of what is left, not of what there was."""
+    monkeypatch.setattr("common.recipes.fitted.TYPICAL", 10)
+    usual = replace(get_recipe("photos"), dataset=f"folder:{fill(tmp_path / 'pictures', (25, 25))}", epochs=6)
+    started = replace(usual, schedule=Schedule(warmup_epochs=3), finetune=FineTune("dense", 3))
+    found = photos._fit_to_folder(photos._PhotosCommand(started, TrainOptions()), (), "")
+    assert (found.epochs, found.schedule.warmup_epochs, found.finetune.freeze_epochs) == (3, 1.5, 1)
 
 
 @both

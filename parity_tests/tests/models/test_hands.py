@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ from common.arch.zoo import ARCHS
 from common.errors import UserError
 from common.recipes.spec import Preprocess
 from common.recipes.zoo import get_recipe
+from common.training.loop import fit
+from common.training.options import TrainOptions
 from common.weights.export import check_onnx
 from parity_tests.material import narrow
 
@@ -111,6 +114,11 @@ def test_batch_norm_of_one_value_a_channel_is_refused(monkeypatch: pytest.Monkey
     for examples in (1, 3, 9, 1437):
         with pytest.raises(UserError, match=f"accumulate 2, which {examples:,} examples leave over"):
             replace(recipe, accumulate=2).check_rest(small, examples)
+    digits = replace(recipe, dataset="digits", accumulate=2, preprocess=Preprocess())
+    monkeypatch.setitem(ARCHS, "small", arch.adapt(channels=1))
+    with pytest.raises(UserError, match=r"accumulate 2, which 1,437 examples leave over"):  # as a run of them is
+        fit(mock.MagicMock(check_precision=mock.Mock(side_effect=AssertionError)), digits, TrainOptions())
+    monkeypatch.setitem(ARCHS, "small", arch)
     for more in ((8, 9), (9, 8), (9, 9)):
         replace(recipe, accumulate=4).model_arch((*more, 2), 3)
     monkeypatch.setitem(ARCHS, "small", replace(arch, convs=(replace(arch.convs[0], norm=None), *arch.convs[1:])))

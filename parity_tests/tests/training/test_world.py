@@ -19,6 +19,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -34,6 +35,8 @@ from common.errors import UserError
 from common.frameworks import Framework
 from common.recipes.zoo import RECIPES
 from common.training.launch import Launch
+from common.training.loop import fit
+from common.training.options import TrainOptions
 from common.world import ALONE, World
 from parity_tests.together import ACCUMULATION, FAULTS, SYNC_NORM, Trace, batch_norm, load, normalise, run, scenarios
 
@@ -550,3 +553,11 @@ def test_recipes_that_several_processes_do_not_train(arch: str, changes: dict[st
     ALONE.check(recipe, ARCHS[arch])
     with pytest.raises(UserError, match=message):
         World(1, 4).check(recipe, ARCHS[arch])
+
+
+def test_a_run_of_several_processes_is_refused_before_it_begins() -> None:
+    engine = mock.MagicMock()
+    engine.join.return_value = World(1, 4)
+    with pytest.raises(UserError, match="batch_size is 3: too few examples for 4 processes"):
+        fit(engine, replace(RECIPES["digits"], batch_size=3), TrainOptions())
+    assert not engine.begin.called

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 import parity
 from parity import verdict as verdict_module
 from parity.__main__ import main
+from parity.compare import differences
 from parity_tests.results import ROOT
 from parity_tests.tests.parity.pairs import MOMENTUM, NET, RATE, TAIL, LinenNet, LinenTail, TorchTail, batches
 
@@ -85,6 +87,34 @@ def test_a_difference_may_be_some_times_the_own_noise(own: float, times: float, 
     apart = parity.Difference(0, "activation", "q", 1.0, times * own, 1.0, 1.0, 1e-10, cause="something")
     assert walk._within_noise(apart).within is within
     assert not walk._within_noise(replace(apart, tensor="k")).within
+
+
+@pytest.mark.parametrize(
+    ("size", "relative", "within"), [(1e-3, 2e-10, False), (1e-3, 5e-11, True), (1e-5, 5e-10, True)]
+)
+def test_a_small_gradient_is_compared_on_its_own_scale_down_to_a_ten_thousandth_of_the_largest(
+    size: float, relative: float, within: bool
+) -> None:
+    """In float64, where nothing else is asked for, to 1e-10."""
+    walk = verdict_module._Walk(parity.match(*TAIL.sides(), batches(TAIL.shape)[0]), "train", None, False, (None, None))
+    largest, small = np.ones(3), np.full(3, size)
+    one, other = ({"gradient": {"a": largest, "b": b}} for b in (small, small * (1 + relative)))
+    assert [each.within for each in differences(one, other, 0, walk.bounds)] == [True, within]
+
+
+def test_noise_is_of_every_weight_moved_by_one_unit_in_its_last_place() -> None:
+    """numpy's spacing of each number, half of them up and half of them down."""
+    left, right = TAIL.sides()
+    found = parity.match(left, right, batches(TAIL.shape)[0])
+    before, moved = {name: values.copy() for name, values in left.model().parameters.items()}, {}
+    walk = verdict_module._Walk(found, "train", None, False, (None, None))
+    with mock.patch.object(left, "overwrite", lambda tensors, memory: moved.update(tensors)):
+        verdict_module._noise(found, batches(TAIL.shape), walk)
+    assert moved.keys() == before.keys()
+    for name, values in before.items():
+        away = (moved[name] - values) / np.spacing(np.maximum(np.abs(values), 1e-300))
+        assert set(np.abs(away).flat) == {1.0}, name
+        assert abs(away.sum()) <= 1, name
 
 
 def test_single_tensors_have_bounds_of_their_own() -> None:

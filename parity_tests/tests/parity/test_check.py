@@ -136,6 +136,18 @@ def test_adam_makes_no_steps_of_rounding() -> None:
     assert any(note.startswith("stem.bias: the gradient is nothing but rounding") for note in verdict.notes)
 
 
+@pytest.mark.parametrize(("size", "nothing"), [(1e-8, False), (1e-11, True)])
+def test_a_gradient_is_rounding_below_a_ten_billionth_of_the_largest(size: float, nothing: bool) -> None:
+    """In float64, and on both sides: what one of them has is a difference."""
+    walk = verdict_module._Walk(parity.match(*TAIL.sides(), batches(TAIL.shape)[0]), "train", None, False, (None, None))
+    memory = {"exp_avg_sq/a": np.ones(3), "exp_avg_sq/b": np.ones(3)}
+    left = {"optimizer": memory, "gradient": {"a": np.ones(3), "b": np.full(3, size)}}
+    walk._find_idle(left, left | {"gradient": {"a": np.ones(3), "b": np.full(3, 1e-3)}})
+    assert walk.idle == set()
+    walk._find_idle(left, left)
+    assert walk.idle == ({"b"} if nothing else set())
+
+
 def test_it_is_written_as_json_html_and_text(tmp_path: Path) -> None:
     verdict = WRONG.check(noise=False)
     for name in ("verdict.json", "verdict.html", "verdict.txt"):

@@ -76,13 +76,35 @@ def test_an_agreement_is_set_beside_rounding(assert_parity: Any) -> None:
         assert_parity(*replace(TAIL, linen=LinenTail(scale=1.0)).sides(), batches(TAIL.shape))
 
 
+def walk_of(dtype: Any) -> Any:
+    """How models whose parameters are of this dtype are compared where no bounds are given."""
+    found = parity.match(*TAIL.sides(), batches(TAIL.shape)[0])
+    found.models = tuple(  # type: ignore[assignment]
+        replace(model, parameters={name: values.astype(dtype) for name, values in model.parameters.items()})
+        for model in found.models
+    )
+    return verdict_module._Walk(found, "train", None, False, (None, None))
+
+
+def test_float32_has_wider_bounds_with_an_end_too() -> None:
+    """A gradient to 1e-4 of its scale; or ten times the own noise, if that is less than a hundredth."""
+    walk, ones = walk_of(np.float32), np.ones(3, np.float32)
+    for apart, within in ((5e-5, True), (2e-4, False)):
+        one, other = ({"gradient": {"a": a}} for a in (ones, ones * np.float32(1 + apart)))
+        [found] = differences(one, other, 0, walk.bounds)
+        assert found.within is within
+    walk.noises = [{("gradient", "a"): 1.0}]
+    apart_by = [parity.Difference(0, "gradient", "a", 1.0, relative, 1.0, 1.0, 1e-4) for relative in (9e-3, 2e-2)]
+    assert [walk._within_noise(each).within for each in apart_by] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("own", "times", "within"), [(1e-9, 5.4, True), (1e-9, 12.0, False), (1e-3, 9e-4, True), (1e-3, 2e-3, False)]
 )
 def test_a_difference_may_be_some_times_the_own_noise(own: float, times: float, within: bool) -> None:
     """More than was measured of equal pairs, but not much more; only of the same tensor; and never 1e-6 in float64,
     where a model whose noise is so large says nothing."""
-    walk = verdict_module._Walk(parity.match(*TAIL.sides(), batches(TAIL.shape)[0]), "train", None, False, (None, None))
+    walk = walk_of(np.float64)
     walk.noises = [{("activation", "q"): own}]
     apart = parity.Difference(0, "activation", "q", 1.0, times * own, 1.0, 1.0, 1e-10, cause="something")
     assert walk._within_noise(apart).within is within
@@ -96,7 +118,7 @@ def test_a_small_gradient_is_compared_on_its_own_scale_down_to_a_ten_thousandth_
     size: float, relative: float, within: bool
 ) -> None:
     """In float64, where nothing else is asked for, to 1e-10."""
-    walk = verdict_module._Walk(parity.match(*TAIL.sides(), batches(TAIL.shape)[0]), "train", None, False, (None, None))
+    walk = walk_of(np.float64)
     largest, small = np.ones(3), np.full(3, size)
     one, other = ({"gradient": {"a": largest, "b": b}} for b in (small, small * (1 + relative)))
     assert [each.within for each in differences(one, other, 0, walk.bounds)] == [True, within]
@@ -139,7 +161,7 @@ def test_adam_makes_no_steps_of_rounding() -> None:
 @pytest.mark.parametrize(("size", "nothing"), [(1e-8, False), (1e-11, True)])
 def test_a_gradient_is_rounding_below_a_ten_billionth_of_the_largest(size: float, nothing: bool) -> None:
     """In float64, and on both sides: what one of them has is a difference."""
-    walk = verdict_module._Walk(parity.match(*TAIL.sides(), batches(TAIL.shape)[0]), "train", None, False, (None, None))
+    walk = walk_of(np.float64)
     memory = {"exp_avg_sq/a": np.ones(3), "exp_avg_sq/b": np.ones(3)}
     left = {"optimizer": memory, "gradient": {"a": np.ones(3), "b": np.full(3, size)}}
     walk._find_idle(left, left | {"gradient": {"a": np.ones(3), "b": np.full(3, 1e-3)}})

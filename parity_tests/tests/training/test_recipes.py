@@ -739,14 +739,17 @@ def test_balanced_weights_are_scikit_learns(tmp_path: Path) -> None:
 def test_a_run_is_balanced_by_what_it_trains_on() -> None:
     """Not by what it holds out or is tested on, of which it has seen nothing."""
     recipe, given = replace(get_recipe("digits"), class_weights="balanced", val_fraction=0.3), list[Recipe]()
-    engine = mock.MagicMock()
-    engine.check_precision.side_effect = lambda recipe, options: given.append(recipe) or sys.exit()
+
+    def stop(recipe: Recipe, options: TrainOptions) -> None:
+        given.append(recipe)
+        sys.exit()
+
     with pytest.raises(SystemExit):
-        fit(engine, recipe, TrainOptions())
+        fit(mock.MagicMock(check_precision=stop), recipe, TrainOptions())
     train = load_splits(recipe)["train"]
     labels = train.source.read(train.ids, None)[1]
     expected = compute_class_weight("balanced", classes=np.arange(10), y=labels)
-    np.testing.assert_allclose(given[0].class_weights, expected, rtol=1e-12)
+    assert given[0].class_weights == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(

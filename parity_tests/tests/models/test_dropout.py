@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import flax.linen as nn
 import jax
@@ -13,6 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from parity_tests.material import smallest
+from parity_tests.sides import make_states
+from parity_tests.subjects import subjects
 from torch_impl.dropout import SharedDropout, StepKey, bernoulli, fold_in, module_key, seed_key, share_dropout
 
 WORDS = st.integers(0, 2**32 - 1)
@@ -129,3 +133,14 @@ def test_masks_are_dropout() -> None:
 
 def _key(seed: int, step: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def test_a_runs_masks_are_of_its_seed_and_step() -> None:
+    """As `jax.random` folds the step into the seed's key, on both sides: other seeds train with other masks."""
+    recipe = replace(subjects()["plain"].recipe, seed=5)
+    ours, theirs = make_states(recipe, smallest(), 4)
+    for step in (0, 3):
+        expected = jax.random.key_data(jax.random.fold_in(jax.random.key(5), step)).tolist()
+        ours.dropout.at(step)
+        assert list(ours.dropout.key) == expected
+        assert jax.random.key_data(theirs.replace(step=step).dropout_key).tolist() == expected

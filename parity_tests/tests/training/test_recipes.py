@@ -428,6 +428,17 @@ def test_boxes_belong_to_the_photograph() -> None:
         assert all(other[label] != first[label] for label in first)
 
 
+def test_a_photographs_box_has_a_stream_of_its_own() -> None:
+    """That of boxes which are cut on a device: no number is used twice, whoever cuts."""
+    data, recipe = _photographs(6), replace(PHOTOGRAPHS, seed=3)
+    (batch,) = batches(data, recipe, 2, train=True)
+    for label, image, numbers in zip(
+        batch.labels, batch.images, uniforms_at(3, Stream.RESIZED_CROP, 2, batch.ids, 22), strict=True
+    ):
+        with data.source.open(label) as (picture, _):  # type: ignore[attr-defined]
+            np.testing.assert_array_equal(image, random_resized_crop(picture, 24, numbers))
+
+
 @pytest.mark.parametrize("changed", range(4))
 def test_the_hash_covers_every_photograph_as_it_is_decoded(changed: int) -> None:
     def digest(data: Dataset) -> str:

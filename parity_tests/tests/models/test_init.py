@@ -21,10 +21,13 @@ from common.arch.initializers import INITS, get_init
 from common.arch.spec import Arch, BatchNorm, ConvSpec, DenseSpec, MaxPool
 from common.arch.zoo import ARCHS
 from common.errors import UserError
+from common.recipes.zoo import get_recipe
 from common.weights.exchange import shapes
 from flax_impl.convert import from_torch, to_torch
 from flax_impl.init import initialize as initialize_flax
+from flax_impl.state import init_state as init_flax
 from torch_impl.init import initialize as initialize_torch
+from torch_impl.state import init_state as init_torch
 
 Tensors = dict[str, np.ndarray]
 Distribution = Any  # a frozen distribution of scipy.stats
@@ -307,3 +310,14 @@ def test_the_shape_alone_tells_a_truncated_normal() -> None:
 def test_unknown_scheme_gives_the_nearest() -> None:
     with pytest.raises(UserError, match=r"no initialisation 'kaimng'\. Did you mean 'kaiming'\?"):
         get_init("kaimng")
+
+
+def test_a_run_begins_with_the_scheme_and_the_seed_of_its_recipe() -> None:
+    recipe, init = replace(get_recipe("digits"), init="xavier", seed=5), get_init("xavier")
+    ours = torch_impl.build(NORMED)
+    initialize_torch(ours, init, 5)
+    found = init_torch(recipe, NORMED, 4, torch.device("cpu")).model.state_dict()
+    for name, values in ours.state_dict().items():
+        assert torch.equal(found[name], values), name
+    state = init_flax(recipe, NORMED, 4, jax.devices("cpu")[0])
+    jax.tree.map(np.testing.assert_array_equal, state.variables, initialize_flax(state.model, init, 5))

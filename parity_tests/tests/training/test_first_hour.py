@@ -395,7 +395,8 @@ def test_what_is_given_besides_is_checked(
 
 def test_options_are_those_of_the_run(tmp_path: Path) -> None:
     """Weights to start from only until the run has begun; an older run, which kept all checkpoints, keeps them."""
-    given = TrainOptions(init_from=Path("w.safetensors"), data_dir=tmp_path, keep="all", skip_bad=2, log_every=3)
+    given = TrainOptions(init_from=Path("w.safetensors"), data_dir=tmp_path, keep="all", log_every=3)
+    given = replace(given, skip_bad=2, check_data=True)  # both of before it began, too
     run = RunFolder.create(tmp_path / "run", DIGITS, given.recorded())
     now = TrainOptions(out=run.path, resume=True)
     assert now.of_run(run) == replace(given, out=run.path, resume=True, init_from=Path("w.safetensors").absolute())

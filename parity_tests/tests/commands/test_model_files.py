@@ -7,7 +7,7 @@ import io
 import json
 import shutil
 import unicodedata
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -319,6 +319,17 @@ def test_imagenets_names_are_wordnets_where_torchvisions_are_not_at_hand(
     assert complete(network, flax_impl.evaluate.class_names).class_names[281] == "n02123045"
     assert "the classes go by WordNet's names" in capsys.readouterr().err
     assert complete(network, torch_impl.evaluate.class_names).class_names[281] == "tabby"
+
+
+def test_a_files_recipe_must_go_with_its_network(tmp_path: Path) -> None:
+    """LeNet takes 28 by 28 pixels; the recipe makes 32 by 32 of the digits."""
+    arch, file = narrow(ARCHS["lenet"]), tmp_path / "x.safetensors"
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in exchange.shapes(arch).items()}
+    for recipe, stored in ((get_recipe("fashion_mnist_lenet"), (28, 28, 1)), (get_recipe("digits"), (8, 8, 1))):
+        exchange.write(file, tensors, arch, recipe=recipe, stored=stored)
+        metadata, _ = exchange.read_metadata(file)
+        with nullcontext() if stored[0] == 28 else pytest.raises(UserError, match="'digits' does not go with"):
+            assert exchange.read_about(metadata, arch, str(file)) == exchange.About(recipe=recipe, stored=stored)
 
 
 def test_a_recipe_that_is_given_brings_its_own_data() -> None:

@@ -339,6 +339,14 @@ def test_a_start_is_fitted_to_the_epochs_that_the_pictures_get(tmp_path: Path, m
     assert (found.epochs, found.schedule.warmup_epochs, found.finetune.freeze_epochs) == (3, 1.5, 1)
 
 
+def test_what_was_fitted_to_other_pictures_is_fitted_anew() -> None:
+    """A run to start from keeps its network and pixels, not its length, nor what its classes weighed."""
+    usual = get_recipe("photos")
+    before = replace(usual, epochs=3, batch_size=5, val_fraction=0.4, patience=2, class_weights=(1.0, 2.5))
+    other = replace(before, preprocess=replace(before.preprocess, pad=3))
+    assert photos._like(other) == replace(usual, preprocess=other.preprocess)
+
+
 @both
 def test_what_the_command_line_names_stays(framework: Framework, tmp_path: Path) -> None:
     """Also where it names what the recipe has; what is fitted is told."""
@@ -387,7 +395,7 @@ def test_some_of_each_class_are_held_out(tmp_path: Path) -> None:
     """A larger share where the recipe's leaves a class without; none where there are too few, and then it is said."""
     recipe = get_recipe("photos")
     found = {}
-    for counts in ((9, 9, 9), (4, 4)):
+    for counts in ((9, 9, 9), (4, 4), (5, 5)):
         chosen = replace(recipe, dataset=f"folder:{fill(tmp_path / str(counts), counts)}")
         found[counts] = photos._hold_out(chosen, load_splits(replace(chosen, val_fraction=0.0))["train"])
     fitted, left, notes = found[9, 9, 9]
@@ -396,6 +404,8 @@ def test_some_of_each_class_are_held_out(tmp_path: Path) -> None:
     held = load_splits(fitted)
     assert not held["val"].lacking()
     assert held["train"].ids.tolist() == left.ids.tolist()
+    fitted, left, notes = found[5, 5]  # of which four are trained on: three are the fewest that teach anything
+    assert (fitted.val_fraction > 0, np.asarray(left.counts()).tolist(), notes) == (True, [3, 3], [])
     fitted, left, [said] = found[4, 4]
     assert (fitted.val_fraction, fitted.patience, len(left)) == (0, 0, 6)
     assert said.startswith(

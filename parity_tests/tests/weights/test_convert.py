@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -396,3 +397,12 @@ def test_real_weights_fit(tmp_path: Path) -> None:
     )
     raw, _ = exchange.read(Path(given))
     np.testing.assert_array_equal(model.state_dict()["conv1.conv.weight"].numpy(), raw["features.0.weight"])
+
+
+def test_channels_are_counted_over_all_groups() -> None:
+    """A kernel holds those of one group; the classes are the last bias's."""
+    lenet = ARCHS["lenet"]
+    grouped = replace(lenet.adapt(channels=2), convs=(replace(lenet.convs[0], groups=2), *lenet.convs[1:]))
+    state = {name: np.zeros(shape) for name, shape in exchange.shapes(grouped.adapt(channels=6, classes=4)).items()}
+    assert state["conv1.conv.weight"].shape[1] == 3
+    assert exchange.fit(state, grouped) == grouped.adapt(channels=6, classes=4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from functools import partial, reduce
 from typing import Any
 
@@ -153,6 +155,105 @@ def test_a_bias_gradient_of_many_pixels_is_added_up_in_float32(kind: str, dtype:
     assert model.bias is not None
     assert model.bias.grad is not None
     assert model.bias.grad.item() == float(jnp.asarray(rows, dtype)), "PyTorch's, rounded once"
+
+
+CONVOLUTIONS = (  # images, features, and what linen is told of the kernel's size, strides, padding and groups
+    ((4, 9, 8, 6), 4, (3, 3), 1, 1, 2),
+    ((5, 13, 11, 3), 7, (5, 3), 2, 2, 1),
+    ((2, 31, 30, 3), 4, (11, 11), 4, 2, 1),  # whose last rows and columns no window reaches
+    ((3, 10, 9, 4), 8, (3, 2), (3, 2), ((0, 1), (2, 0)), 4),
+    ((6, 47, 40, 2), 3, (2, 2), 1, 0, 1),  # more pixels than are taken at a time: an image after the other
+    ((8, 1, 1, 5), 3, (1, 1), 1, 0, 1),
+    ((2, 8, 7, 3), 4, (4, 3), 2, "SAME", 1),
+)
+Case = tuple[tuple[int, ...], int, tuple[int, int], Any, Any, int]
+
+
+def _pair(case: Case, param_dtype: Any = jnp.float64, **more: Any) -> tuple[nn.Conv, nn.Conv, Any, jax.Array]:
+    """linen's own layer and ours, parameters for both, and images."""
+    shape, features, size, strides, padding, groups = case
+    told = {"padding": padding, "feature_group_count": groups, "param_dtype": param_dtype, **more}
+    own, ours = (kind(features, size, strides, **told) for kind in (nn.Conv, layers.Conv))
+    x = jnp.asarray(np.random.default_rng(2).standard_normal(shape), param_dtype)
+    return own, ours, own.init(jax.random.key(0), x), x
+
+
+def _agree(found: Any, expected: Any, bound: float) -> None:
+    """Trees of arrays, to this part of the largest value of each."""
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=bound * float(jnp.abs(theirs).max()))
+
+
+def _slopes(layer: nn.Conv, variables: Any, x: jax.Array) -> Any:
+    """Of a loss that bends, to parameters and input."""
+    weights = jnp.asarray(np.random.default_rng(3).standard_normal(jax.eval_shape(layer.apply, variables, x).shape))
+    return jax.grad(lambda variables, x: (layer.apply(variables, x) ** 3 * weights).sum(), (0, 1))(variables, x)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+def test_a_convolution_has_linens_values_and_gradients(case: Case) -> None:
+    own, ours, variables, x = _pair(case)
+    found, expected = (jax.jit(partial(_slopes, layer))(variables, x) for layer in (ours, own))
+    _agree(found, expected, 1e-13)
+    np.testing.assert_array_equal(ours.apply(variables, x), own.apply(variables, x))
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_convolutions_gradients_are_mapped_and_derived_as_linens() -> None:
+    """One for each image, and gradients of gradients."""
+    own, ours, variables, x = _pair(CONVOLUTIONS[0])
+
+    def bend(layer: nn.Conv, variables: Any, x: jax.Array) -> Any:
+        return sum((leaf**2).sum() for leaf in jax.tree.leaves(_slopes(layer, variables, x)))
+
+    def both(layer: nn.Conv) -> Any:
+        each = jax.vmap(lambda x: _slopes(layer, variables, x[None]))
+        return jax.jit(lambda x: (each(x), jax.grad(partial(bend, layer), (0, 1))(variables, x)))(x)
+
+    _agree(both(ours), both(own), 1e-13)
+
+
+def _gradient_for(platform: str, layer: nn.Conv, variables: Any, x: jax.Array) -> Counter[str]:
+    """How often each operation stands in what XLA is given for a device of this kind, which need not be here."""
+    slope = jax.jit(jax.grad(lambda variables, x: (layer.apply(variables, x) ** 2).sum(), (0, 1)))
+    return Counter(
+        re.findall(r"stablehlo\.(\w+)", slope.trace(variables, x).lower(lowering_platforms=(platform,)).as_text())
+    )
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS[:3], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_only_a_cpu_takes_the_kernels_gradient_as_products(case: Case, dtype: str) -> None:
+    """A GPU is given linen's own operations, no more and no fewer, in a choice of one that XLA takes away."""
+    _, ours, variables, x = _pair(case, jnp.float32, dtype=dtype)
+    own = ours.clone(conv_general_dilated=None)
+    choice = ("case", "return", "constant")
+    for platform in ("cuda", "cpu"):
+        told = [_gradient_for(platform, layer, variables, x) for layer in (ours, own)]
+        found, expected = ({name: n for name, n in each.items() if name not in choice} for each in told)
+        if platform == "cuda":
+            assert found["convolution"] == 3
+            assert found == expected
+        else:
+            assert found["convolution"] == 2
+            assert found["while"] == case[-1]
+            assert found["dot_general"] == case[-1] * case[2][0]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_kernel_gradient_of_many_pixels_is_added_up_in_float32(dtype: str) -> None:
+    """Over a hundred images, of which a few are taken at a time: 16 bits would stand still at 256 or 2,048."""
+    _, ours, variables, x = _pair(((100, 12, 12, 1), 1, (1, 1), 1, 0, 1), jnp.float32, dtype=dtype)
+    slope = jax.grad(lambda variables: ours.apply(variables, jnp.ones_like(x)).astype(jnp.float32).sum())  # type: ignore[union-attr]
+    assert float(slope(variables)["params"]["kernel"][0, 0, 0, 0]) == float(jnp.asarray(x.size, dtype))
+
+
+def test_the_forward_mode_of_a_convolution_is_refused() -> None:
+    _, ours, variables, x = _pair(CONVOLUTIONS[0], jnp.float32)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda variables: ours.apply(variables, x), (variables,), (variables,))
 
 
 class _Norm(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from math import inf
 from typing import Any
 
@@ -114,6 +115,8 @@ def _multiply(rows: Array, one: Array, images: Array, filters: Array) -> tuple[A
 def check_precision(precision: Precision, device: jax.Device) -> dict[str, str]:
     """Try a convolution and a product in a recipe's precision, before a run begins.
 
+    A note on stderr says where bfloat16 is the slower choice: for it XLA has no faster products on a CPU.
+
     Returns:
         What float32 numbers are multiplied in: a name for each kind of product.
 
@@ -130,6 +133,11 @@ def check_precision(precision: Precision, device: jax.Device) -> dict[str, str]:
         raise UserError(f"precision is {precision}, in which {describe(device)} does not compute: {error}.") from error
     found = products(device)
     check_products(precision, found, describe(device))
+    if precision == "bfloat16" and device.platform == "cpu":
+        print(
+            "note: on a CPU Flax is slower in bfloat16 than in float32, which --precision float32 takes",
+            file=sys.stderr,
+        )
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
+from math import prod
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from jax import Array
 from common.arch.spec import LocalResponseNorm, MaxPool
 
 _PIXELS = 2048  # of results that `_to_kernel` takes at a time, more where one image has more
+_SMALL = 64  # pixels of an image's result; where there are fewer, `_to_kernel` gains next to nothing
 
 
 def _promote_without_bias(x: Array, kernel: Array, bias: Array | None, *, dtype: Any) -> tuple[Array, Array, Any]:
@@ -36,29 +38,36 @@ def conv_general_dilated(
     """lax's, with a faster gradient of the kernel on a CPU: (N, H, W, C) and (h, w, C / groups, C') -> (N, H', W', C').
 
     There XLA takes two to three times as long for it as for the convolution; by `_to_kernel` it takes about as long.
-    Its own remains on other devices, where a convolution is dilated, and where several processes hold the batch, of
-    which a loop over its images would gather all in each.
+    Its own remains on other devices, where a convolution is dilated or its result small, and where several processes
+    hold the batch, of which a loop over its images would gather all in each.
     """
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
-    dilations = {"lhs_dilation": lhs_dilation, "rhs_dilation": rhs_dilation}
-    convolve = partial(
-        jax.lax.conv_general_dilated,
-        window_strides=strides,
-        padding=padding,
-        feature_group_count=feature_group_count,
-        **dilations,
-        **settings,
-    )
-    if {*lhs_dilation, *rhs_dilation} != {1} or jax.process_count() > 1:
+
+    def convolve(x: Array, kernel: Array) -> Array:
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            strides,
+            padding,
+            lhs_dilation=lhs_dilation,
+            rhs_dilation=rhs_dilation,
+            feature_group_count=feature_group_count,
+            **settings,
+        )
+
+    small = prod(jax.eval_shape(convolve, x, kernel).shape[1:3]) < _SMALL
+    if small or {*lhs_dilation, *rhs_dilation} != {1} or jax.process_count() > 1:
         return convolve(x, kernel)
 
     def by_rows(x: Array, kernel: Array, gradient: Array) -> Array:
-        parts = zip(*(jnp.split(a, feature_group_count, -1) for a in (x, gradient)), strict=True)
-        return jnp.concatenate([_to_kernel(*part, kernel.shape[:2], strides, padding) for part in parts], -1)
+        groups = zip(*(jnp.split(a, feature_group_count, -1) for a in (x, gradient)), strict=True)
+        parts = [_to_kernel(x, gradient, kernel.shape[:2], strides, padding) for x, gradient in groups]
+        return jnp.concatenate(parts, -1)
 
     def by_lax(x: Array, kernel: Array, gradient: Array) -> Array:
-        return jax.vjp(partial(convolve, x), kernel)[1](gradient)[0]
+        to_kernel: Array = jax.vjp(partial(convolve, x), kernel)[1](gradient)[0]
+        return to_kernel
 
     def back(given: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
         x, kernel = given

@@ -211,6 +211,18 @@ def test_this_device_computes_in_every_precision(precision: Precision) -> None:
     flax_impl.device.check_precision(precision, jax.devices("cpu")[0])
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_flax_says_that_a_cpu_gains_nothing_by_bfloat16(
+    precision: Precision, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before a run; PyTorch is faster in it."""
+    torch_impl.device.check_precision(precision, torch.device("cpu"))
+    assert not capsys.readouterr().err
+    flax_impl.device.check_precision(precision, jax.devices("cpu")[0])
+    slower = "note: on a CPU Flax is slower in bfloat16 than in float32, which --precision float32 takes\n"
+    assert capsys.readouterr().err == (slower if precision == "bfloat16" else "")
+
+
 def test_a_precision_that_the_device_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def lacking(*args: object) -> None:
         raise RuntimeError("'conv' not implemented for 'Half'")

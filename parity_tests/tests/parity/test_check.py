@@ -77,10 +77,11 @@ def test_an_agreement_is_set_beside_rounding(assert_parity: Any) -> None:
 
 
 def walk_of(dtype: Any) -> Any:
-    """How models whose parameters are of this dtype are compared where no bounds are given."""
+    """How models whose parameters are of this dtype, or of one for each name, are compared without given bounds."""
+    of_name = dtype if not isinstance(dtype, type) else lambda name: dtype
     found = parity.match(*TAIL.sides(), batches(TAIL.shape)[0])
     found.models = tuple(  # type: ignore[assignment]
-        replace(model, parameters={name: values.astype(dtype) for name, values in model.parameters.items()})
+        replace(model, parameters={name: values.astype(of_name(name)) for name, values in model.parameters.items()})
         for model in found.models
     )
     return verdict_module._Walk(found, "train", None, False, (None, None))
@@ -89,6 +90,7 @@ def walk_of(dtype: Any) -> Any:
 def test_float32_has_wider_bounds_with_an_end_too() -> None:
     """A gradient to 1e-4 of its scale; or ten times the own noise, if that is less than a hundredth."""
     walk, ones = walk_of(np.float32), np.ones(3, np.float32)
+    assert walk.bounds == walk_of(lambda name: np.float32 if name.endswith("bias") else np.float64).bounds
     for apart, within in ((5e-5, True), (2e-4, False)):
         one, other = ({"gradient": {"a": a}} for a in (ones, ones * np.float32(1 + apart)))
         [found] = differences(one, other, 0, walk.bounds)
@@ -172,6 +174,7 @@ def test_a_gradient_is_rounding_below_a_ten_billionth_of_the_largest(size: float
 
 def test_it_is_written_as_json_html_and_text(tmp_path: Path) -> None:
     verdict = WRONG.check(noise=False)
+    assert [finding.tensors for finding in verdict.findings] == [("stem",)]  # unless told to go on, the first alone
     for name in ("verdict.json", "verdict.html", "verdict.txt"):
         verdict.save(tmp_path / name)
     whole = json.loads((tmp_path / "verdict.json").read_text("utf-8"))
@@ -260,7 +263,10 @@ def test_without_x64_float64_is_refused() -> None:
 def test_a_model_that_is_not_deterministic_is_refused() -> None:
     left, right = NET.sides()
     noisy = parity.torch.Side(left.net, left.loss, left.optimizer, dropout="on")
-    assert "PyTorch is not deterministic: activation, drop differs" in _refused(noisy, right, batches(NET.shape))
+    free = parity.Bounds(1e-10, tensor={"*": np.inf})  # between the sides alone
+    for bounds in (None, free):
+        said = _refused(noisy, right, batches(NET.shape), bounds=bounds)
+        assert "PyTorch is not deterministic: activation, drop differs" in said
 
 
 @pytest.mark.parametrize("side", ["PyTorch", "Flax"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,7 @@ import torch
 import parity
 import parity.linen
 import parity.torch
+from parity import initialisation
 from parity.initialisation import _described, _differ
 from parity_tests.tests.parity.pairs import NET, LinenNet, TorchNet, batches
 
@@ -111,8 +113,11 @@ def test_what_begins_alike_is_said_to_with_its_error() -> None:
     torch.manual_seed(0)
     left = parity.torch.Side(torch.nn.Linear(16, 60).double())
     right = parity.linen.Side(_Same(), _Same().init(jax.random.key(0), np.ones((1, 16))))
-    found = parity.initial(left, right, np.ones((2, 16)))
+    with mock.patch.object(initialisation, "_differ", wraps=_differ) as tried:
+        found = parity.initial(left, right, np.ones((2, 16)))
     assert found, found
+    # Two tests of each tensor, of shape and of spread, have the error among them.
+    assert sum(2 * level for (_, _, level), _ in tried.call_args_list) == pytest.approx(1e-6)
     assert found.sentence == (
         "PyTorch and Flax begin alike: 2 tensors, 2 of them random, none told apart with an error probability of "
         "1e-06 in all."

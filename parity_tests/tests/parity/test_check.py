@@ -197,6 +197,16 @@ def _recorded(folder: Path, planned: Any, mode: Any = "train") -> tuple[str, str
     return str(folder / "left.npz"), str(folder / "right.npz")
 
 
+def test_a_recording_leaves_its_side_where_it_was() -> None:
+    """Parameters, and what the optimizer remembers: a second one has the same steps."""
+    left, _ = TAIL.sides()
+    first, second = (parity.record(left, batches(TAIL.shape)) for _ in range(2))
+    assert "momentum_buffer/out.weight" in first.traces[-1]["optimizer"]
+    for phase in ("loss", "optimizer", "parameter"):
+        for name, values in first.traces[-1][phase].items():
+            np.testing.assert_array_equal(second.traces[-1][phase][name], values, name)
+
+
 def test_recordings_are_compared_without_a_framework(tmp_path: Path) -> None:
     left, right = _recorded(tmp_path, replace(NET, linen=LinenNet(epsilon=1e-3)))
     code = f"""

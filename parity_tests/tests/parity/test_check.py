@@ -197,14 +197,29 @@ def _recorded(folder: Path, planned: Any, mode: Any = "train") -> tuple[str, str
     return str(folder / "left.npz"), str(folder / "right.npz")
 
 
-def test_a_recording_leaves_its_side_where_it_was() -> None:
-    """Parameters, and what the optimizer remembers: a second one has the same steps."""
-    left, _ = TAIL.sides()
-    first, second = (parity.record(left, batches(TAIL.shape)) for _ in range(2))
-    assert "momentum_buffer/out.weight" in first.traces[-1]["optimizer"]
+@pytest.mark.parametrize("framework", ["torch", "flax"])
+def test_a_recording_leaves_its_side_where_it_was(framework: str) -> None:
+    """Parameters, memory, PyTorch's scheduler, and the step that Flax's masks are of: a second one has the same steps.
+    Those masks differ from step to step."""
+    left, right = NET.sides()
+    given = batches(NET.shape)
+    side: Any = right
+    if framework == "torch":
+        optimizer = torch.optim.SGD(left.net.parameters(), RATE, MOMENTUM)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+        side = parity.torch.Side(left.net, left.loss, optimizer, scheduler=scheduler)
+    else:
+        right.dropout = "on"
+        parity.match(left, right, given[0])
+        given = [(parity.model.relay(x, left.layout, right.layout), y) for x, y in given]
+    first, second = (parity.record(side, given) for _ in range(2))
+    one, other = first.traces
     for phase in ("loss", "optimizer", "parameter"):
-        for name, values in first.traces[-1][phase].items():
-            np.testing.assert_array_equal(second.traces[-1][phase][name], values, name)
+        for name, values in other[phase].items():
+            np.testing.assert_array_equal(second.traces[1][phase][name], values, name)
+    if framework == "flax":
+        masks = [trace["activation"]["Dropout_0"] == 0 for trace in (one, other)]
+        assert 0.1 < np.mean(masks[0] != masks[1]) < 0.9
 
 
 def test_recordings_are_compared_without_a_framework(tmp_path: Path) -> None:

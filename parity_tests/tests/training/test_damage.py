@@ -32,7 +32,7 @@ from common.recipes.spec import Recipe
 from common.recipes.zoo import get_recipe
 from common.runs import plots
 from common.runs.files import write_json
-from common.runs.folder import RunFolder, open_or_create
+from common.runs.folder import RunFolder, changed, open_or_create
 from common.runs.journal import Journal
 from common.runs.manifest import write_manifest
 from common.weights import exchange
@@ -128,9 +128,19 @@ def test_a_resumed_run_needs_the_same_data(run: RunFolder) -> None:
     with pytest.raises(UserError, match="began with the classes 0, 1, 2, 3, 4, and there are 1, 0, 2, 3, 4 now"):
         again(("1", "0", *NAMES[2:]))
     manifest = run.manifest
+    write_json(run.path / "manifest.json", manifest | {"data": manifest["data"] | {"val": manifest["data"]["test"]}})
+    with pytest.raises(UserError, match="began with a val split, which is not there now: a resumed run needs"):
+        again()
     del manifest["data"]  # as older versions wrote it
     write_json(run.path / "manifest.json", manifest)
     again(train=replace(train, ids=train.ids[:1000]))
+
+
+def test_a_folder_may_move_but_no_other_data_become_one() -> None:
+    digits, here, there = (replace(DIGITS, dataset=name) for name in ("digits", "folder:a", "folder:b"))
+    assert changed(here, there) is None
+    assert changed(digits, here) == ("dataset", "digits", "folder:a")
+    assert changed(here, digits) == ("dataset", "folder:a", "digits")
 
 
 def test_other_files_in_a_folder_are_other_data(tmp_path: Path) -> None:

@@ -551,6 +551,7 @@ def test_the_environment_says_who_one_is() -> None:
 def test_recipes_that_several_processes_do_not_train(arch: str, changes: dict[str, Any], message: str) -> None:
     recipe = replace(RECIPES["digits"], **changes)
     ALONE.check(recipe, ARCHS[arch])
+    World(1, 3).check(replace(recipe, accumulate=1), ARCHS[arch])  # an example each is enough
     with pytest.raises(UserError, match=message):
         World(1, 4).check(recipe, ARCHS[arch])
 

@@ -28,6 +28,7 @@ import torch_impl.state
 import torch_impl.train
 from common.arch.spec import Arch
 from common.data.batch import NO_FACTS
+from common.errors import NonFiniteError
 from common.recipes.spec import FineTune, Optimizer, Preprocess, Recipe, Schedule
 from common.runs.progress import Progress
 from common.weights import exchange
@@ -199,6 +200,21 @@ def test_every_field_of_flaxs_state_survives(name: str, tmp_path: Path) -> None:
         if field != "key":
             assert getattr(found, field) == getattr(state, field), field
     np.testing.assert_array_equal(found.key, jax.random.key_data(jax.random.key(recipe.seed)))
+
+
+def test_a_state_with_one_parameter_that_is_no_number_is_not_written(tmp_path: Path) -> None:
+    """Or the newest checkpoint would be one that nothing can be done with."""
+    recipe = next(iter(RECIPES.values()))
+    ours, theirs = make_states(recipe, ARCH, 2)
+    with torch.no_grad():
+        next(ours.model.parameters()).view(-1)[-1] = float("nan")
+    (first, *others), tree = jax.tree.flatten(theirs.params)
+    theirs = theirs.replace(params=jax.tree.unflatten(tree, [first.at[(-1,) * first.ndim].set(jnp.nan), *others]))
+    with pytest.raises(NonFiniteError, match="a parameter is not finite"):
+        torch_impl.checkpoint.save(tmp_path / "state.pt", ours, _progress(recipe, ARCH, 0))
+    with pytest.raises(NonFiniteError, match="a parameter is not finite"):
+        flax_impl.checkpoint.save(tmp_path / "state", theirs, _progress(recipe, ARCH, 0))
+    assert not any(tmp_path.iterdir())
 
 
 def test_what_pytorchs_checkpoints_leave_out_is_not_changed_by_a_step() -> None:

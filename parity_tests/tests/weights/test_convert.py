@@ -406,3 +406,15 @@ def test_channels_are_counted_over_all_groups() -> None:
     state = {name: np.zeros(shape) for name, shape in exchange.shapes(grouped.adapt(channels=6, classes=4)).items()}
     assert state["conv1.conv.weight"].shape[1] == 3
     assert exchange.fit(state, grouped) == grouped.adapt(channels=6, classes=4)
+
+
+@pytest.mark.parametrize("stored", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_a_network_computes_in_the_precision_asked_for(stored: Any, precision: str, tmp_path: Path) -> None:
+    """Whatever its file was written in."""
+    arch, file = narrow(ARCHS["lenet"]), tmp_path / "x.safetensors"
+    tensors = {name: np.full(shape, 0.25, stored) for name, shape in exchange.shapes(arch).items()}
+    exchange.write(file, tensors, arch)
+    state = weights.load_model(file, arch, precision).state_dict()
+    assert {tensor.dtype for tensor in state.values()} == {getattr(torch, precision)}
+    assert all(bool((tensor == 0.25).all()) for tensor in state.values())

@@ -418,3 +418,20 @@ def test_a_network_computes_in_the_precision_asked_for(stored: Any, precision: s
     state = weights.load_model(file, arch, precision).state_dict()
     assert {tensor.dtype for tensor in state.values()} == {getattr(torch, precision)}
     assert all(bool((tensor == 0.25).all()) for tensor in state.values())
+
+
+def test_given_weights_take_the_place_of_drawn_ones_in_the_runs_precision(tmp_path: Path) -> None:
+    """A float64 run that starts from a float32 file stays one, and nothing of what was drawn is left."""
+    arch, file = narrow(ARCHS["lenet"]), tmp_path / "x.safetensors"
+    exchange.write(
+        file, {name: np.full(shape, 0.25, np.float32) for name, shape in exchange.shapes(arch).items()}, arch
+    )
+    model = torch_impl.build(arch).double()
+    assert weights.load_partial(file, model, arch) == ()
+    assert {(tensor.dtype, *tensor.unique().tolist()) for tensor in model.state_dict().values()} == {
+        (torch.float64, 0.25)
+    }
+    variables = convert.from_torch(torch_impl.build(arch).double().state_dict(), arch)
+    loaded, fresh = flax_weights.load_partial(file, variables, arch)
+    assert fresh == ()
+    assert {(str(leaf.dtype), *np.unique(leaf).tolist()) for leaf in jax.tree.leaves(loaded)} == {("float64", 0.25)}

@@ -156,7 +156,7 @@ def test_what_pip_says_besides_errors_is_not_shown_and_it_tells_that_it_goes_on(
 
 def test_what_make_check_runs_is_there() -> None:
     """A name that is no test's would end pytest with exit code 4; both proofs and planted faults are among them."""
-    words = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "@parity_tests/check.txt"]
+    words = [sys.executable, "-m", "pytest", "--collect-only", "-q", "@parity_tests/check.txt"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert {"test_caught", "test_curve", "test_no_false_alarm"} <= set(re.findall(r"::(\w+)", done.stdout))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from flax_impl.layers import dropout_from, norm_over
+from flax_impl.layers import dropout_from, in_a_loop, norm_over
 from flax_impl.state import TrainState
 
 Gradients = tuple[Any, Any, Array, Array]
@@ -56,7 +56,8 @@ def accumulate(backward: Backward, state: TrainState, x: Array, targets: Array, 
     whole = each // micro * micro
     parts = jax.tree.map(lambda a: cut(a, 0, whole, micro), (x, targets, real))
     none = jax.tree.map(jnp.zeros_like, state.params), state.batch_stats, jnp.zeros((), x.dtype)
-    so_far, logits = jax.lax.scan(add, none, (*parts, jnp.arange(0, whole, micro)))
+    with in_a_loop():
+        so_far, logits = jax.lax.scan(add, none, (*parts, jnp.arange(0, whole, micro)))
     logits = logits.reshape(-1, processes, micro, logits.shape[-1]).swapaxes(0, 1).reshape(processes, whole, -1)
     if whole < each:
         rest = jax.tree.map(lambda a: cut(a, whole, each, each - whole)[0], (x, targets, real))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial, reduce
 from math import prod
 from typing import Any
@@ -17,7 +19,18 @@ from jax import Array
 from common.arch.spec import LocalResponseNorm, MaxPool
 
 _PIXELS = 2048  # of results that `_to_kernel` takes at a time, more where one image has more
-_SMALL = 64  # pixels of an image's result; where there are fewer, `_to_kernel` gains next to nothing
+_SMALL = 64  # pixels of an image's result; where there are fewer, `_to_kernel` gains nothing but in a loop
+_looped: ContextVar[bool] = ContextVar("_looped", default=False)
+
+
+@contextmanager
+def in_a_loop() -> Iterator[None]:
+    """What is traced here, XLA will loop over: on a CPU its own gradient of a kernel is many times slower there."""
+    before = _looped.set(True)
+    try:
+        yield
+    finally:
+        _looped.reset(before)
 
 
 def _promote_without_bias(x: Array, kernel: Array, bias: Array | None, *, dtype: Any) -> tuple[Array, Array, Any]:
@@ -38,8 +51,8 @@ def conv_general_dilated(
     """lax's, with a faster gradient of the kernel on a CPU: (N, H, W, C) and (h, w, C / groups, C') -> (N, H', W', C').
 
     There XLA takes two to three times as long for it as for the convolution; by `_to_kernel` it takes about as long.
-    Its own remains on other devices, where a convolution is dilated or its result small, and where several processes
-    hold the batch, of which a loop over its images would gather all in each.
+    Its own remains on other devices, where a convolution is dilated or its result small and not `in_a_loop`, and where
+    several processes hold the batch, of which a loop over its images would gather all in each.
     """
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
@@ -56,7 +69,7 @@ def conv_general_dilated(
             **settings,
         )
 
-    small = prod(jax.eval_shape(convolve, x, kernel).shape[1:3]) < _SMALL
+    small = not _looped.get() and prod(jax.eval_shape(convolve, x, kernel).shape[1:3]) < _SMALL
     if small or {*lhs_dilation, *rhs_dilation} != {1} or jax.process_count() > 1:
         return convolve(x, kernel)
 
@@ -97,7 +110,8 @@ def _to_kernel(
         (h, w, C, C').
     """
     (images, height, width, features), wide = gradient.shape, jnp.promote_types(x.dtype, jnp.float32)
-    few = max(n for n in range(1, images + 1) if images % n == 0 and n * height * width <= max(_PIXELS, height * width))
+    most = max(height * width, _PIXELS // 8 if _looped.get() else _PIXELS)  # micro-batches are there to save memory
+    few = max(n for n in range(1, images + 1) if images % n == 0 and n * height * width <= most)
     down, right = (slice(0, (n - 1) * stride + 1, stride) for n, stride in zip((height, width), strides, strict=True))
 
     def add(so_far: Array, part: tuple[Array, Array]) -> tuple[Array, None]:

@@ -247,6 +247,15 @@ def test_only_a_cpu_takes_the_kernels_gradient_as_products(case: Case, dtype: st
             assert found["dot_general"] == case[-1] * case[2][0]
 
 
+def test_a_small_kernels_gradient_is_products_in_a_loop_alone() -> None:
+    """There XLA's own takes many times as long."""
+    small = next(case for case in CONVOLUTIONS if case[0] == (3, 7, 9, 5))
+    _, ours, variables, x = _pair(small, jnp.float32)
+    assert _gradient_for("cpu", ours, variables, x)["dot_general"] == 0
+    with layers.in_a_loop():
+        assert _gradient_for("cpu", ours, variables, x)["dot_general"] == small[2][0]
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_kernel_gradient_of_many_pixels_is_added_up_in_float32(dtype: str) -> None:
     """Over a hundred images, of which a few are taken at a time: 16 bits would stand still at 256 or 2,048."""

@@ -52,7 +52,7 @@ def conv_general_dilated(
 
     There XLA takes two to three times as long for it as for the convolution; by `_to_kernel` it takes about as long.
     Its own remains on other devices, where a convolution is dilated or its result small and not `in_a_loop`, and where
-    several processes hold the batch, of which a loop over its images would gather all in each.
+    several devices hold the batch, of which a loop over its images would gather all in each.
     """
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
@@ -70,7 +70,7 @@ def conv_general_dilated(
         )
 
     small = not _looped.get() and prod(jax.eval_shape(convolve, x, kernel).shape[1:3]) < _SMALL
-    if small or {*lhs_dilation, *rhs_dilation} != {1} or jax.process_count() > 1:
+    if small or {*lhs_dilation, *rhs_dilation} != {1} or jax.device_count() > 1:
         return convolve(x, kernel)
 
     def by_rows(x: Array, kernel: Array, gradient: Array) -> Array:
@@ -79,12 +79,12 @@ def conv_general_dilated(
         return jnp.concatenate(parts, -1)
 
     def by_lax(x: Array, kernel: Array, gradient: Array) -> Array:
-        to_kernel: Array = jax.vjp(partial(convolve, x), kernel)[1](gradient)[0]
+        to_kernel: Array = jax.linear_transpose(partial(convolve, x), kernel)(gradient)[0]
         return to_kernel
 
     def back(given: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
         x, kernel = given
-        to_x = jax.vjp(lambda x: convolve(x, kernel), x)[1](gradient)[0]
+        to_x = jax.linear_transpose(lambda x: convolve(x, kernel), x)(gradient)[0]
         return to_x, jax.lax.platform_dependent(x, kernel, gradient, cpu=by_rows, default=by_lax)
 
     with_gradient = jax.custom_vjp(convolve)

@@ -60,10 +60,6 @@ def _read(package: str, command: str, words: list[str]) -> None:
         from common.commands.features import run_features
 
         run_features(framework, _go_on, _go_on, words)
-    elif command == "export":
-        from common.commands.export import run_export
-
-        run_export(framework, {}, _go_on, words)
 
 
 def _go_on(*_: Any, **__: Any) -> Any:

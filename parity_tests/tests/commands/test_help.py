@@ -164,7 +164,6 @@ def test_an_ablation_takes_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("flax_impl.train --batch-size none", 2, "--batch-size"),
         ("flax_impl.find_lr digits --steps 0", 2, "steps"),
         ("torch_impl.evaluate RUN -h", 0, "usage: python -m torch_impl.evaluate"),
-        ("flax_impl.export --help", 0, "usage: python -m flax_impl.export"),
         ("torch_impl.train digits", 1, "the framework"),
         ("flax_impl.evaluate RUN", 1, "the framework"),
     ],

@@ -47,13 +47,14 @@ def _subject(precision: Any) -> tuple[Recipe, Any]:
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:
-    """Of a traced function and of all that it calls."""
+    """Of a traced function and of all that it calls; where a CPU computes otherwise, of what the other devices do.
+
+    A CPU's gradients of kernels add up in float32 throughout, which `test_layers.py` shows.
+    """
     for equation in jaxpr.eqns:
-        inner = [
-            leaf
-            for leaf in jax.tree.leaves(list(equation.params.values()))
-            if hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr")
-        ]
+        by_platform = equation.params.get("branches_platforms")
+        called = [equation.params["branches"][by_platform.index(None)]] if by_platform else equation.params.values()
+        inner = [leaf for leaf in jax.tree.leaves(list(called)) if hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr")]
         for called in inner:
             yield from _equations(getattr(called, "jaxpr", called))
         if not inner:
@@ -114,7 +115,8 @@ def test_flax_computes_products_in_16_bits_and_everything_that_adds_up_in_float3
         lambda variables: unwrap(flax_impl.evaluate.eval_step)(state.model, variables, inputs, recipe),
         return_shape=True,
     )(state.variables)
-    for traced, convolutions, products in ((step, 5, 6), (scoring, 2, 2)):
+    # Two layers: forward, to the kernels and to the inputs. That to the images nobody asks for, and XLA leaves it out.
+    for traced, convolutions, products in ((step, 6, 6), (scoring, 2, 2)):
         equations = list(_equations(traced.jaxpr))
         found = {e.primitive.name for e in equations if _narrow(e.invars) or _narrow(e.outvars)}
         assert found <= FLAX_IN_16_BITS

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from flax_impl.layers import dropout_from, in_a_loop, norm_over
+from flax_impl.kernels import in_a_loop
+from flax_impl.layers import dropout_from, norm_over
 from flax_impl.state import TrainState
 
 Gradients = tuple[Any, Any, Array, Array]

@@ -19,7 +19,7 @@ ROOMS = (*PACKAGES, "parity_tests", "study", "stress", "benchmarks")
 CONFIG = "pyproject.toml"
 
 # What one framework needs and the other has no counterpart of.
-UNPAIRED = {"torch_impl": {"dropout", "pth"}, "flax_impl": {"convert", "loss_scale"}}
+UNPAIRED = {"torch_impl": {"dropout", "pth"}, "flax_impl": {"convert", "kernels", "loss_scale"}}
 LACKS = {"layers"}  # each holds what its framework lacks, so the names differ
 PAIRED = sorted(
     {path.stem for path in (ROOT / "torch_impl").glob("*.py")} - UNPAIRED["torch_impl"] - LACKS - {"__init__"}

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from common.arch.spec import LocalResponseNorm, MaxPool
-from flax_impl import layers
+from flax_impl import kernels, layers
 from flax_impl import model as flax_model
 from torch_impl import model as torch_model
 
@@ -252,7 +252,7 @@ def test_a_small_kernels_gradient_is_products_in_a_loop_alone() -> None:
     small = next(case for case in CONVOLUTIONS if case[0] == (3, 7, 9, 5))
     _, ours, variables, x = _pair(small, jnp.float32)
     assert _gradient_for("cpu", ours, variables, x)["dot_general"] == 0
-    with layers.in_a_loop():
+    with kernels.in_a_loop():
         assert _gradient_for("cpu", ours, variables, x)["dot_general"] == small[2][0]
 
 

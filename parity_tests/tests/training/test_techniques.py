@@ -219,7 +219,7 @@ def test_flax_says_that_a_cpu_gains_nothing_by_bfloat16(
     torch_impl.device.check_precision(precision, torch.device("cpu"))
     assert not capsys.readouterr().err
     flax_impl.device.check_precision(precision, jax.devices("cpu")[0])
-    slower = "note: on a CPU Flax is slower in bfloat16 than in float32, which --precision float32 takes\n"
+    slower = "note: on a CPU Flax is slower in bfloat16 than in float32 (--precision float32)\n"
     assert capsys.readouterr().err == (slower if precision == "bfloat16" else "")
 
 

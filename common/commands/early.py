@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any, cast
+from contextlib import suppress
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from common.frameworks import Framework
 
 HELPS = ("-h", "--help")
 
@@ -25,41 +30,41 @@ def answer(package: str) -> None:
     owner, _, command = given.partition(".")
     words = sys.argv[1:]
     helps = any(word in HELPS for word in words)
-    # Of several processes, one that leaves ends at once.
-    trains = command in ("train", "find_lr") and os.environ.get("WORLD_SIZE", "1") == "1"
-    elsewhere = any("recipe" in word or "resume" in word for word in words)  # a file or a folder says the rest
-    if owner == package and (helps or (trains and words and not elsewhere)):
-        try:
-            _read(package, command, words)
-        except _GoOn:
-            return
+    if owner != package or not (helps or os.environ.get("WORLD_SIZE", "1") == "1"):
+        return  # of several processes, one that leaves ends at once
+    framework = cast("Framework", package.removesuffix("_impl"))
+    # What a file or a folder says besides, training reads itself.
+    if command in ("train", "find_lr") and (helps or not any("recipe" in word or "resume" in word for word in words)):
+        _begin(framework, command, words)
+    elif command in ("evaluate", "predict", "features", "export", "photos"):
+        _parse(framework, command, words)
 
 
-def _read(package: str, command: str, words: list[str]) -> None:
-    """Read the command line as its module would."""
-    from common.frameworks import Framework
+def _begin(framework: Framework, command: str, words: list[str]) -> None:
+    """Do as the command does until it needs its framework."""
+    with suppress(_GoOn):
+        if command == "train":
+            from common.commands.train import run_train
 
-    framework = cast(Framework, package.removesuffix("_impl"))
-    if command == "train":
-        from common.commands.train import run_train
+            run_train(_go_on, words, f"{framework}_impl.train")
+        else:
+            from common.commands.find_lr import run_find_lr
 
-        run_train(_go_on, words, f"{package}.train")
-    elif command == "find_lr":
-        from common.commands.find_lr import run_find_lr
+            run_find_lr(framework, _go_on, words)
 
-        run_find_lr(framework, _go_on, words)
-    elif command == "evaluate":
-        from common.commands.evaluate import run_evaluate
 
-        run_evaluate(framework, _go_on, _go_on, words)
-    elif command == "predict":
-        from common.commands.predict import run_predict
+def _parse(framework: Framework, command: str, words: list[str]) -> None:
+    """Read the command line alone."""
+    import tyro
 
-        run_predict(framework, _go_on, _go_on, words)
-    elif command == "features":
-        from common.commands.features import run_features
+    from common.commands.shell import guard
 
-        run_features(framework, _go_on, _go_on, words)
+    module = import_module(f"common.commands.{command}")  # by name: a program packed without it has no such command
+    if command == "photos":
+        guard(lambda: module.check_words(framework, words))
+    else:
+        kind = getattr(module, f"{command.title()}Command")
+        guard(lambda: tyro.cli(kind, args=words, prog=f"python -m {framework}_impl.{command}") and None)
 
 
 def _go_on(*_: Any, **__: Any) -> Any:

@@ -45,7 +45,7 @@ from common.weights.result import result_of_run
 
 
 @dataclass(frozen=True)
-class _EvaluateCommand:
+class EvaluateCommand:
     """Score a checkpoint, or each checkpoint of a run, and write what is found to files beside the run.
 
     Attributes:
@@ -94,7 +94,7 @@ def run_evaluate(framework: Framework, score: Score, names: ClassNames, argument
     """`evaluate PATH [--split SPLIT] [--ten-crop] ...`: accuracy, right ones of all, and loss of each checkpoint."""
 
     def run() -> None:
-        command = tyro.cli(_EvaluateCommand, args=arguments, prog=f"python -m {framework}_impl.evaluate")
+        command = tyro.cli(EvaluateCommand, args=arguments, prog=f"python -m {framework}_impl.evaluate")
         load_file(command.recipe_file)
         check_workers(command.workers)
         chosen, folder = _networks(command, framework, names)
@@ -127,7 +127,7 @@ def run_evaluate(framework: Framework, score: Score, names: ClassNames, argument
     guard(run)
 
 
-def _networks(command: _EvaluateCommand, framework: Framework, names: ClassNames) -> tuple[list[Network], Path]:
+def _networks(command: EvaluateCommand, framework: Framework, names: ClassNames) -> tuple[list[Network], Path]:
     """The networks to score, and the folder for files."""
     given = Given(command.arch, command.recipe, command.classes)
     if command.pretrained:
@@ -144,7 +144,7 @@ def _networks(command: _EvaluateCommand, framework: Framework, names: ClassNames
 
 
 def _leave_files(
-    command: _EvaluateCommand,
+    command: EvaluateCommand,
     framework: Framework,
     folder: Path,
     rows: Sequence[Row],

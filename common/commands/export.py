@@ -19,7 +19,7 @@ from common.weights.result import said_of
 
 
 @dataclass(frozen=True)
-class _ExportCommand:
+class ExportCommand:
     """Write a network in a format that other tools read, and beside it a .json that says how to feed it.
 
     Attributes:
@@ -52,7 +52,7 @@ def run_export(
     """`export SOURCE DEST [--format FORMAT]`: write the file and say how near its logits come to the source's."""
 
     def run() -> None:
-        command = tyro.cli(_ExportCommand, args=arguments, prog=f"python -m {framework}_impl.export")
+        command = tyro.cli(ExportCommand, args=arguments, prog=f"python -m {framework}_impl.export")
         load_file(command.recipe_file)
         kind = exports.pick_format(command.dest, command.format, formats)
         if command.opset is not None and kind != "onnx":
@@ -71,7 +71,7 @@ def run_export(
     guard(run)
 
 
-def _source(command: _ExportCommand, framework: Framework) -> Network:
+def _source(command: ExportCommand, framework: Framework) -> Network:
     """The network to export.
 
     Raises:

@@ -22,7 +22,7 @@ from common.weights.network import ClassNames, Given, Network, complete, result_
 
 
 @dataclass(frozen=True)
-class _FeaturesCommand:
+class FeaturesCommand:
     """Write what a layer of a trained network makes of images to a .npz file, channels first in both frameworks.
 
     Attributes:
@@ -66,7 +66,7 @@ def run_features(
     """`features RUN [IMAGES] [--layer LAYER]`: an array with a row for each image, its name or its label."""
 
     def run() -> None:
-        command = tyro.cli(_FeaturesCommand, args=arguments, prog=f"python -m {framework}_impl.features")
+        command = tyro.cli(FeaturesCommand, args=arguments, prog=f"python -m {framework}_impl.features")
         check_workers(command.workers)
         load_file(command.recipe_file)
         given = Given(command.arch, command.recipe, command.classes)

@@ -98,13 +98,7 @@ def run_photos(tools: Tools, arguments: Sequence[str] | None = None) -> None:
             recipe, file, start = _start(rest, tools.at_hand)
             recipe, options = replace(recipe, dataset=FOLDER), TrainOptions(init_from=file, check_data=True)
         recipe = replace(recipe, dataset=f"{FOLDER}{place}") if place else recipe
-        command = tyro.cli(
-            _PhotosCommand,
-            args=rest,
-            default=_PhotosCommand(recipe, options),
-            prog=f"python -m {tools.framework}_impl.photos {place or 'FOLDER'}",
-            description="Train on a folder of photographs, a folder for each class, and show what came of it.",
-        )
+        command = _read(rest, recipe, options, f"python -m {tools.framework}_impl.photos {place or 'FOLDER'}")
         if command.resume:
             command = replace(command, options=replace(command.options, out=command.resume, resume=True))
         named = own.named(words)
@@ -123,6 +117,34 @@ def run_photos(tools: Tools, arguments: Sequence[str] | None = None) -> None:
 
     with leaving_at_once():
         guard(run, "; if its folder is there, the same command with --resume RUN continues it")
+
+
+def check_words(framework: Framework, words: Sequence[str]) -> None:
+    """Say what is wrong with a command line, or its help, before a framework looks for weights to start from.
+
+    Raises:
+        SystemExit: all is said.
+    """
+    rest, _ = resuming(words)
+    place = rest.pop(0) if rest and not rest[0].startswith("-") else "FOLDER"
+    recipe = get_recipe("photos_scratch" if "--scratch" in rest else "photos")
+    _read(
+        rest,
+        replace(recipe, dataset=FOLDER),
+        TrainOptions(check_data=True),
+        f"python -m {framework}_impl.photos {place}",
+    )
+
+
+def _read(words: Sequence[str], recipe: Recipe, options: TrainOptions, program: str) -> _PhotosCommand:
+    """What the words say, by this recipe and these options where they do not."""
+    return tyro.cli(
+        _PhotosCommand,
+        args=words,
+        default=_PhotosCommand(recipe, options),
+        prog=program,
+        description="Train on a folder of photographs, a folder for each class, and show what came of it.",
+    )
 
 
 def _start(words: Sequence[str], at_hand: Callable[[], Path | None]) -> tuple[Recipe, Path | None, str]:

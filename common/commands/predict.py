@@ -20,7 +20,7 @@ from common.weights.result import said_of
 
 
 @dataclass(frozen=True)
-class _PredictCommand:
+class PredictCommand:
     """Say what a network sees in an image, or in each image of a folder, and draw it.
 
     Attributes:
@@ -63,7 +63,7 @@ def run_predict(
     """`predict IMAGE [--run RUN | --weights FILE] [--top 5] [--out DIR]`: the most probable classes, and a picture."""
 
     def run() -> None:
-        command = tyro.cli(_PredictCommand, args=arguments, prog=f"python -m {framework}_impl.predict")
+        command = tyro.cli(PredictCommand, args=arguments, prog=f"python -m {framework}_impl.predict")
         load_file(command.recipe_file)
         if command.top < 1:
             raise UserError(f"--top is {command.top}; it must be at least 1.")

@@ -6,11 +6,13 @@ import hashlib
 import json
 import math
 import re
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,6 +24,7 @@ import torch
 from PIL import Image
 from scipy import stats
 from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 from sklearn.utils.class_weight import compute_class_weight
 from torchvision import transforms
 from torchvision.transforms import functional
@@ -30,7 +33,7 @@ from torchvision.transforms import transforms as transforms_module
 from common.arch.initializers import INITS
 from common.arch.zoo import ABLATIONS, ARCHS, get_arch
 from common.config import from_dict, to_dict
-from common.data import draws
+from common.data import digits, draws
 from common.data.crops import central_square, random_boxes, random_resized_crop
 from common.data.dataset import Dataset, whole
 from common.data.draws import Stream, normals, order, uniforms, uniforms_at
@@ -45,6 +48,7 @@ from common.recipes.zoo import ABOUT, RECIPES, get_recipe
 from common.training.loop import fit
 from common.training.options import TrainOptions
 from parity_tests.published import leaves
+from parity_tests.results import ROOT
 
 every_recipe = pytest.mark.parametrize("name", RECIPES)
 
@@ -583,6 +587,31 @@ def test_the_digits_split_is_the_recorded_one() -> None:
     """Another split would make published results incomparable."""
     source = cast(Arrays, load_dataset("digits")[1].source)
     assert hashlib.sha256(source.images.tobytes() + source.labels.tobytes()).hexdigest()[:16] == "eb33daa4a6fa9662"
+
+
+@pytest.mark.parametrize("path", [None, "/nowhere/sklearn/__init__.py"])
+def test_digits_are_scikit_learns_in_the_order_of_its_split(path: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read from the package's file, and by its loader where that is not there."""
+    if path:
+        monkeypatch.setattr(digits, "find_spec", lambda name: ModuleSpec(name, None, origin=path))
+    original = load_digits()
+    labels = original.target.astype(np.int32)
+    parts = train_test_split(np.arange(len(labels)), test_size=360, stratify=labels, random_state=0)
+    for part, places in zip(load_dataset("digits"), parts, strict=True):
+        source = cast(Arrays, part.source)
+        assert source.images.dtype == np.uint8
+        np.testing.assert_array_equal(source.images[..., 0], np.rint(original.images[places] * 255 / 16))
+        assert source.labels.dtype == np.int32
+        np.testing.assert_array_equal(source.labels, labels[places])
+        assert list(part.class_names) == [str(name) for name in original.target_names]
+
+
+def test_scikit_learn_is_not_imported_for_its_digits() -> None:
+    """It would take longer than a framework, and its memory would stay."""
+    said = (
+        "import sys; from common.data.load import load_dataset; load_dataset('digits'); print('sklearn' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, cwd=ROOT).stdout == "False\n"
 
 
 def _random_image(rng: np.random.Generator) -> Image.Image:

@@ -100,3 +100,10 @@ def keep_freed() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1) and mallopt(_M_TOP_PAD, 2**28))
+
+
+def give_back_freed() -> None:
+    """Return to the system what `keep_freed` has kept, once there is no next step."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -26,7 +26,8 @@ def save(path: Path, state: TrainState, progress: Progress) -> None:
         NonFiniteError: a parameter is NaN or infinite.
         UserError: it cannot be written.
     """
-    if not all(bool(parameter.isfinite().all()) for parameter in state.model.parameters()):
+    extremes = (torch.stack(parameter.detach().aminmax()) for parameter in state.model.parameters())  # NaN is both
+    if not all(bool(pair.isfinite().all()) for pair in extremes):  # `isfinite` of all would take a copy's memory
         raise NonFiniteError("a parameter is not finite", state.step)
     content = {
         "model": state.model.state_dict(),

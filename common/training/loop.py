@@ -28,6 +28,7 @@ from common.runs.manifest import write_manifest
 from common.runs.progress import Progress
 from common.runs.scores import Scores
 from common.stopping import Stop, Stopped
+from common.system import give_back_freed
 from common.training import faults
 from common.training.engine import AfterStep, Engine, Feed, State
 from common.training.options import TrainOptions
@@ -164,7 +165,8 @@ def _lead(job: _Job[State], state: State) -> Path:
             if fault := _diagnose(job, error, journal):
                 raise UserError(fault) from error
             raise
-        del state  # whose memory the network that is published takes
+        del state
+        give_back_freed()  # what the network that is published needs comes on top of it
         final, dest = journal.choice().epoch, run.path / "model.safetensors"
         best = run.checkpoint(final, engine.framework)
         engine.publish(best, dest, recipe, job.arch, final, job.steps)

@@ -194,7 +194,7 @@ test: lint .venv-onnx/.done  ## check style, types and imports, and run the test
 	$(PYTEST) $(SPREAD) $(ARGS)
 
 test-full: .venv/.test .venv-onnx/.done  ## run every test, the long ones too, and file the curves under benchmarks/results
-	PARITY_RESULTS=benchmarks/results $(PYTEST) $(SPREAD) -m "not gpu" $(ARGS)
+	XLA_FLAGS= PARITY_RESULTS=benchmarks/results $(PYTEST) $(SPREAD) -m "not gpu" $(ARGS)
 
 test-gpu: .venv/.test  ## run the tests that need a GPU, and file what they measure under benchmarks/results
 	GPU=required PARITY_RESULTS=benchmarks/results $(PYTEST) -m gpu $(ARGS)

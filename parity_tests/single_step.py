@@ -62,9 +62,15 @@ def recipe_for(name: str, precision: Precision, batch: int = BATCH) -> Recipe:
 
 
 def compare_step(
-    name: str, precision: Precision, bounds: Bounds | None = None, device: str = "cpu", *, batch: int = BATCH
+    name: str,
+    precision: Precision,
+    bounds: Bounds | None = None,
+    device: str = "cpu",
+    *,
+    batch: int = BATCH,
+    arch: Arch | None = None,
 ) -> Report:
-    """Both frameworks take one step from the same weights, on `batch` examples.
+    """Both frameworks take one step from the same weights, on `batch` examples; `arch` may be given in place of `name`.
 
     A network is not smooth where a ReLU's input is zero or two pixels of a pool tie. In float32 rounding takes the two
     sides of such a place in one batch of three, and the gradients then differ by percents. A batch on which the
@@ -75,7 +81,7 @@ def compare_step(
         Mismatch: they differ by more than the bounds.
         AssertionError: no batch of several was free of kinks.
     """
-    recipe, arch = recipe_for(name, precision, batch), ARCHS[name]
+    recipe, arch = recipe_for(name, precision, batch), arch or ARCHS[name]
     bounds, report = bounds or bounds_for(name, precision), Report()
     for left, right, examples in _tries(recipe, arch, device):
         ours, theirs = left.step(examples), right.step(examples)

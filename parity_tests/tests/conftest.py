@@ -6,12 +6,16 @@ import gc
 import os
 from pathlib import Path
 
+from parity_tests import QUICK_XLA
+
 os.environ.pop("MAKELEVEL", None)  # commands name the next one as make's where make has started them
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # both frameworks share one GPU's memory
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # PyTorch's idle threads must not spin where XLA's work
 # Tests, and the commands that they start, compile the same programs again and again: each is kept for all of them.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[2] / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+if not Path("/dev/nvidiactl").exists():  # a GPU's tests, and `make test-full` (XLA_FLAGS=), compile as users do
+    os.environ.setdefault("XLA_FLAGS", QUICK_XLA)
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # several processes share the cores
     share = max((os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]), 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(share))

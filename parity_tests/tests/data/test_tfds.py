@@ -490,7 +490,7 @@ def test_imagenet_from_its_archives(
 @pytest.mark.parametrize(
     ("name", "mean", "std"),
     [
-        ("cifar10", (0.4913, 0.4821, 0.4465), (0.2452, 0.2428, 0.2606)),
+        pytest.param("cifar10", (0.4913, 0.4821, 0.4465), (0.2452, 0.2428, 0.2606), marks=pytest.mark.full),
         ("fashion_mnist", (0.2860,), (0.3530,)),
         ("mnist", (0.1307,), (0.3081,)),
     ],

@@ -35,6 +35,7 @@ from common.data.spec import DATASETS
 from common.recipes import zoo
 from common.recipes.own import load_file
 from common.recipes.zoo import RECIPES, get_recipe
+from parity_tests import QUICK_XLA
 from parity_tests.results import ROOT
 
 FILES = (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
@@ -264,9 +265,7 @@ class Answers:
             f"from {__name__} import work; work()",
             json.dumps({"snippets": snippets, "calls": asked, "files": files}),
         )
-        # Compiling takes most of the time: XLA need not try hard.
-        quick = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
-        process, environment = [sys.executable, "-c", code], os.environ | quick
+        process, environment = [sys.executable, "-c", code], os.environ | {"XLA_FLAGS": QUICK_XLA}
         done = subprocess.run(process, cwd=ROOT, env=environment, input=question, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         answer = json.loads(done.stdout)

@@ -12,11 +12,10 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from parity_tests import QUICK_XLA
 from parity_tests.results import ROOT
 
 FILE = ROOT / "docs" / "quickstart.ipynb"
-# Compiling takes most of the time: XLA need not try hard.
-QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +60,7 @@ def test_it_runs_from_top_to_bottom(notebook: Any) -> None:
     """In docs, as Jupyter starts it: pictures are drawn, losses fall, and the frameworks agree as it says they do."""
     place = {"metadata": {"path": str(FILE.parent)}}
     client = NotebookClient(notebook, timeout=900, kernel_name="python3", resources=place)
-    done = client.execute(env={**os.environ, **QUICK})
+    done = client.execute(env={**os.environ, "XLA_FLAGS": QUICK_XLA})
     outputs = [output for cell in done.cells if cell.cell_type == "code" for output in cell.outputs]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
     assert sum("text/html" in output.get("data", {}) for output in outputs) == 2  # sources beside each other

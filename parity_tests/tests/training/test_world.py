@@ -38,6 +38,7 @@ from common.training.launch import Launch
 from common.training.loop import fit
 from common.training.options import TrainOptions
 from common.world import ALONE, World
+from parity_tests import QUICK_XLA
 from parity_tests.together import ACCUMULATION, FAULTS, SYNC_NORM, Trace, batch_norm, load, normalise, run, scenarios
 
 BOUND = 1e-9
@@ -48,12 +49,7 @@ OF_FRAMEWORK = {
     "torch": ("mean of means", "same masks", "local batch norm", "same rows"),
     "flax": ("padding counts", "padding normalises", "same rows"),
 }
-# Compiling takes most of the time: XLA need not try hard.
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
-}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_XLA}
 DIGITS = ("digits", "--arch", "lenet", "--preprocess.resize", "16", "--precision", "float64", "--batch-size", "500")
 FEW = (*DIGITS, "--mix.mixup", "0.3", "--device", "cpu", "--log-every", "1")
 
@@ -152,6 +148,7 @@ def test_three_processes_of_flax_equal_one_of_torch(tmp_path: Path) -> None:
 EXCHANGES = """
 from dataclasses import replace
 from common.recipes.spec import Mix
+from parity_tests import QUICK_XLA
 from parity_tests.together import ACCUMULATION, exchanges, scenarios
 subject = scenarios()[ACCUMULATION]
 for mix in (Mix(), subject.recipe.mix):
@@ -161,7 +158,7 @@ for mix in (Mix(), subject.recipe.mix):
 
 def test_processes_of_flax_exchange_sums_alone() -> None:
     """Pixels stay where they are, through crops, flips and micro-batches; only mixing needs those of others."""
-    flags = f"{ENVIRONMENT['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    flags = f"{QUICK_XLA} --xla_force_host_platform_device_count=2"
     command = [sys.executable, "-c", EXCHANGES]
     done = subprocess.run(command, env=os.environ | ENVIRONMENT | {"XLA_FLAGS": flags}, capture_output=True, text=True)
     assert done.stdout.splitlines() == ["all-reduce", "all-gather all-reduce"], done.stderr

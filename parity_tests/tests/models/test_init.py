@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -26,6 +29,7 @@ from common.weights.exchange import shapes
 from flax_impl.convert import from_torch, to_torch
 from flax_impl.init import initialize as initialize_flax
 from flax_impl.state import init_state as init_flax
+from parity_tests.results import ROOT
 from torch_impl.init import initialize as initialize_torch
 from torch_impl.state import init_state as init_torch
 
@@ -210,14 +214,26 @@ def test_a_seed_gives_its_weights(framework: str, scheme: str) -> None:
         assert (values != other[name]).mean() > 0.99 if random else (values == other[name]).all(), name
 
 
+def same_bits() -> None:
+    """Flax's draws, uniform and normal ones, alone and within another function, where they are compiled otherwise."""
+    model = flax_impl.build(PROBE)
+    for scheme in ("torch", "normal_2012"):
+        alone = initialize_flax(model, get_init(scheme), 3)
+        within = jax.jit(lambda scheme=scheme: initialize_flax(model, get_init(scheme), 3))()
+        jax.tree.map(np.testing.assert_array_equal, alone, within)
+
+
+def test_flax_draws_the_same_bits_within_another_function() -> None:
+    """As users compile it, which tests do not."""
+    command = [sys.executable, "-c", f"from {__name__} import same_bits; same_bits()"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("scheme", INITS)
-def test_flax_draws_the_same_bits_within_another_function(scheme: str) -> None:
-    """There it is compiled otherwise; also for its shapes alone, as people ask for them."""
+def test_flax_draws_for_its_shapes_alone(scheme: str) -> None:
     model, init = flax_impl.build(PROBE), get_init(scheme)
-    alone = initialize_flax(model, init, 3)
-    within = jax.jit(lambda: initialize_flax(model, init, 3))()
-    jax.tree.map(np.testing.assert_array_equal, alone, within)
-    shapes_alone = jax.eval_shape(lambda: initialize_flax(model, init, 3))
+    alone, shapes_alone = initialize_flax(model, init, 3), jax.eval_shape(lambda: initialize_flax(model, init, 3))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), alone) == jax.tree.map(lambda x: (x.shape, x.dtype), shapes_alone)
 
 

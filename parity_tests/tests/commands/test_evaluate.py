@@ -432,6 +432,7 @@ def test_a_terminal_gets_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
         assert part in last
 
 
+EACH = 2  # photographs of a class
 NAMED = {"n01440764": "tench", "n01443537": "goldfish", "n02123045": "tabby"}
 
 
@@ -449,8 +450,8 @@ def pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     images = photographs()
     for label, name in enumerate(NAMED):
         (tmp_path / "photographs" / name).mkdir(parents=True)
-        for number in range(6):
-            left = 20 * number
+        for number in range(EACH):
+            left = 100 * number
             images[label].crop((left, 0, left + 300, 290)).save(tmp_path / "photographs" / name / f"{number}.png")
     return tmp_path
 
@@ -472,17 +473,17 @@ class TestPretrained:
             words = ("--pretrained", "--dataset", f"folder:{pretrained / 'photographs'}", "--confusion")
             out = run_evaluation(framework, *words, "--probabilities", "--ten-crop")
             assert "\npretrained  accuracy " in out
-            assert "/18  top-5 " in out
+            assert f"/{EACH * len(NAMED)}  top-5 " in out
             folder = pretrained / "runs" / "pretrained" / "evaluation"
             header, *rows = read_csv(folder / "test-ten-crop-pretrained-confusion.csv")
             assert header[1:] == list(weights.class_names())
             assert {row[0]: sum(map(int, row[1:])) for row in rows if any(map(int, row[1:]))} == dict.fromkeys(
-                NAMED.values(), 6
+                NAMED.values(), EACH
             )
             with np.load(folder / "test-ten-crop-pretrained-probabilities.npz") as file:
                 found.append(file["probabilities"])
-                assert [Path(name).parent.name for name in file["files"]] == [n for n in NAMED for _ in range(6)]
-                assert file["labels"].tolist() == [label for label in (0, 1, 281) for _ in range(6)]
+                assert [Path(name).parent.name for name in file["files"]] == [n for n in NAMED for _ in range(EACH)]
+                assert file["labels"].tolist() == [label for label in (0, 1, 281) for _ in range(EACH)]
             with Image.open(folder / "test-ten-crop-pretrained-confusion.png") as picture:
                 assert 1000 < min(picture.size) <= max(picture.size) < 4000
         np.testing.assert_allclose(found[0], found[1], atol=1e-5)
@@ -498,7 +499,7 @@ class TestPretrained:
                 with redirect_stdout(io.StringIO()) as out:
                     run_predict(framework, side.predictor, side.class_names, list(map(str, arguments)))
                 printed.append(out.getvalue().replace(" (replaced)", "").splitlines())
-        assert len(printed[0]) == 7
+        assert len(printed[0]) == EACH + 1
         for line, *others in zip(*printed, strict=True):
             assert [re.sub(r"0\.\d+", "", other) for other in others] == [re.sub(r"0\.\d+", "", line)] * 3
         guesses = [re.sub(r"^0\.\d+ ", "", guess) for guess in printed[0][0].split("  ")[1:]]
@@ -523,7 +524,7 @@ class TestPretrained:
             Image.new("RGB", (40, 50)).save(pretrained / "data" / "val" / name / "black.png")
         words = ("--pretrained", "--dataset", f"folder:{pretrained / 'data'}", "--out", pretrained / "out")
         assert "/3  top-5 " in run_evaluation(framework, *words)
-        assert "/18  top-5 " in run_evaluation(framework, *words, "--split", "train")
+        assert f"/{EACH * len(NAMED)}  top-5 " in run_evaluation(framework, *words, "--split", "train")
 
     def test_a_file_without_names_says_how_to_have_them(
         self, pretrained: Path, capsys: pytest.CaptureFixture[str]

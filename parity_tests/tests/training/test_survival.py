@@ -700,7 +700,8 @@ def train_weights(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("framework", ["torch", pytest.param("flax", marks=pytest.mark.full)])
+@pytest.mark.full
+@both
 def test_kills_from_outside(framework: Framework, tmp_path: Path) -> None:
     """A short soak: SIGKILL a random moment after the metrics have grown to so many rows."""
     short, rng = soak.Soak(framework, epochs=4), np.random.default_rng()

@@ -139,10 +139,10 @@ def test_three_processes_accumulate_as_one(three_of_torch: Path) -> None:
         assert difference(alone(ACCUMULATION), load(three_of_torch / f"{ACCUMULATION}-{rank}.npz")) < BOUND
 
 
-def test_three_processes_of_flax_equal_one_of_torch(tmp_path: Path) -> None:
-    for name, traces in train_together("flax", 3, tmp_path, QUICK, ACCUMULATION).items():
-        for trace in traces:
-            assert difference(alone(name), trace) < BOUND, name
+def test_two_processes_of_flax_equal_one_of_torch(tmp_path: Path) -> None:
+    """Whose batches of seven are four rows and three with one of padding; other sizes and micro-batches are below."""
+    for trace in train_together("flax", 2, tmp_path, QUICK)[QUICK]:
+        assert difference(alone(QUICK), trace) < BOUND
 
 
 EXCHANGES = """
@@ -279,7 +279,8 @@ def test_resuming_with_another_number_of_processes(framework: Framework, tmp_pat
     assert {path.name for path in whole.iterdir()} == {path.name for path in parts.iterdir()}
 
 
-@pytest.mark.parametrize("framework", ["torch", pytest.param("flax", marks=pytest.mark.full)])
+@pytest.mark.full
+@both
 def test_all_processes_stop_early(framework: Framework, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """At a rate too small to change any score by a bit; resumed by one, it evaluates once more and is done."""
     few = ("--val-fraction", "0.1", "--patience", "1", "--epochs", "5", "--optimizer.lr", "1e-30")
@@ -321,6 +322,7 @@ run_train(torch_impl.train.fit, sys.argv[1:])
 """
 
 
+@pytest.mark.full
 def test_no_thread_outlives_the_group(tmp_path: Path) -> None:
     """One of gloo's that gives back a tensor while the interpreter ends aborts its process, now and then."""
     words = [sys.executable, "-c", LEAVING, *FEW, "--epochs", "1", "--out", str(tmp_path / "run")]

@@ -13,7 +13,7 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +25,7 @@ from PIL import Image
 from benchmarks.input import make_photographs, ours
 from common.data import draws, workers
 from common.data.batch import Batch
-from common.data.crops import HostCrop, random_resized_crop
+from common.data.crops import random_resized_crop
 from common.data.dataset import Dataset
 from common.data.load import load_dataset
 from common.data.pipeline import batches, steps_per_epoch
@@ -34,6 +34,7 @@ from common.errors import UserError
 from common.recipes.spec import Mix, Preprocess
 from common.recipes.zoo import get_recipe
 from common.training.options import TrainOptions
+from parity_tests.tests.data.asked import Noted, Spy, arrays, double_id, process_id, refuse, slow, wrong
 
 COUNT = 22
 TINY = Preprocess(host_resize=28, random_resized_crop=True, crop=24, flip=True)
@@ -164,24 +165,9 @@ def test_an_unreadable_image_is_named(folder: Path, tmp_path: Path, count: int, 
         list(batches(data, RECIPE, 0, train=True))
 
 
-@dataclass(frozen=True)
-class Spy:
-    """A source whose labels count the frameworks that its process has imported. It talks, and listens to nothing."""
-
-    def read(self, ids: np.ndarray, crop: HostCrop | None) -> tuple[np.ndarray, np.ndarray]:
-        print("talk " * 9999, flush=True)
-        assert not sys.stdin.read()
-        loaded = sum(name in sys.modules for name in ("torch", "jax", "flax", "orbax"))
-        return np.zeros((len(ids), 4, 4, 3), np.uint8), np.full(len(ids), loaded, np.int32)
-
-
 def test_a_worker_loads_no_framework_and_may_talk() -> None:
     data = Dataset("spied", "train", None, ("a", "b"), Spy(), np.arange(20), workers=2)
     assert [batch.labels.tolist() for batch in batches(data, RECIPE, 0, train=True)] == [[0] * 4] * 5
-
-
-def process_id(step: int) -> int:
-    return os.getpid()
 
 
 def is_gone(pid: int) -> bool:
@@ -233,19 +219,6 @@ def test_workers_are_kept_for_the_next_pass() -> None:
     assert all(map(is_gone, third))
 
 
-def double_id(step: int) -> int:
-    return 2 * os.getpid()
-
-
-def refuse(step: int) -> int:
-    raise UserError(f"no step {step}")
-
-
-def slow(step: int) -> int:
-    time.sleep(600 * min(step, 1))
-    return os.getpid()
-
-
 def test_a_worker_ends_amid_a_step_with_the_iterator() -> None:
     with closing(workers.read(slow, range(9), 1)) as results:  # type: ignore[type-var]
         seen = next(results)
@@ -274,17 +247,6 @@ def test_workers_are_deaf_to_signals_from_their_start() -> None:
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGINT, signal.SIGTERM}
 
 
-@dataclass(frozen=True)
-class Noted:
-    """Notes each step as a file."""
-
-    folder: Path
-
-    def read(self, step: int) -> int:
-        (self.folder / str(step)).touch()
-        return step
-
-
 def test_each_worker_is_three_steps_ahead(tmp_path: Path) -> None:
     """Which bounds the memory that results take."""
     results = workers.read(Noted(tmp_path).read, range(10, 30), 2)
@@ -297,24 +259,6 @@ def test_each_worker_is_three_steps_ahead(tmp_path: Path) -> None:
         time.sleep(0.2)
         assert {path.name for path in tmp_path.iterdir()} == expected
     assert list(results) == [*range(13, 30)]
-
-
-def arrays(step: int) -> dict[str, np.ndarray]:
-    """Small and large ones, and of unusual kinds."""
-    large = np.random.default_rng(step).integers(0, 255, (300, 300), np.uint8)
-    fixed = large.copy()
-    fixed.flags.writeable = False
-    return {
-        "large": large,
-        "other": large + 1,
-        "fixed": fixed,
-        "fortran": np.asfortranarray(large),
-        "stepped": large[::2, ::-1],
-        "empty": large[:0],
-        "small": large[0],
-        "limit": large.reshape(-1)[: workers._LARGE].copy(),
-        "objects": np.array([step, "two", None], object),
-    }
 
 
 def memory_files() -> tuple[int, int]:
@@ -335,10 +279,6 @@ def test_arrays_arrive_whole_and_each_is_freed_by_itself() -> None:
     assert memory_files() == (1, 1)
     del kept
     assert memory_files() == (0, 0)
-
-
-def wrong(step: int) -> int:
-    raise KeyError(f"no such step: {step}")
 
 
 def test_any_other_exception_comes_with_its_traceback() -> None:

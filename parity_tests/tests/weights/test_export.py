@@ -61,6 +61,7 @@ EVERYTHING = replace(
     adaptive_pool=5,
 )
 NETWORKS = {name: narrow(arch) for name, arch in ARCHS.items()} | {"everything": EVERYTHING}
+AT_ONCE = ("everything", "lenet", "alexnet")  # what there is of layers
 
 # What a user of a file writes. The finder in front proves that none of our code is needed.
 OPEN = {
@@ -181,7 +182,9 @@ def worst(got: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> float:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [name if name in AT_ONCE else pytest.param(name, marks=pytest.mark.full) for name in NETWORKS]
+)
 def test_every_architecture_is_exported(name: str, suffix: str, tmp_path: Path) -> None:
     framework, arch = SUFFIXES[suffix], NETWORKS[name]
     kind = exports.pick_format(Path("file" + suffix), None, MODULES[framework].FORMATS)
@@ -220,7 +223,6 @@ def altered(source: Path, name: str) -> Path:
     return path
 
 
-AT_ONCE = ("everything", "lenet", "alexnet")  # what there is of layers
 EXPORT_ALL = """
 import sys
 from common.commands.export import run_export

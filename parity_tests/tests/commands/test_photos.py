@@ -308,7 +308,7 @@ def test_weights_are_looked_for_where_they_are_kept(
 
 @pytest.mark.parametrize(
     ("examples", "batch", "epochs"),
-    [(12, 4, 16), (60, 6, 16), (250, 25, 16), (500, 32, 8), (800, 32, 5), (9999, 32, 4)],
+    [(12, 4, 16), (60, 6, 16), (250, 25, 16), (340, 32, 12), (500, 32, 8), (800, 32, 5), (9999, 32, 4)],
 )
 def test_batch_and_epochs_fit_the_pictures(examples: int, batch: int, epochs: int) -> None:
     recipe = get_recipe("photos")

@@ -385,6 +385,25 @@ def test_smallest_image_is_the_smallest(name: str) -> None:
             arch.adapt(height=side, width=side)
 
 
+PADDED = {  # what no named architecture with its own image has: padded pools, and padding as wide as the kernel
+    "pools": (ConvSpec(4, kernel=3, stride=2, after=(MaxPool(5, 2, padding=2), MaxPool(4, 3, padding=1))),),
+    "kernels": (ConvSpec(4, kernel=4, stride=3), ConvSpec(4, kernel=1, padding=1), ConvSpec(4, kernel=2, padding=1)),
+}
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_smallest_image_counts_the_padding(name: str) -> None:
+    convs, channels, layers = PADDED[name], 3, list[nn.Module]()
+    for conv in convs:
+        layers.append(nn.Conv2d(channels, conv.features, conv.kernel, conv.stride, conv.padding, device="meta"))
+        layers += [nn.MaxPool2d(pool.size, pool.stride, pool.padding) for pool in conv.after]
+        channels = conv.features
+    arch, model = Arch(name, (64, 64, 3), convs, (DenseSpec(3),)), nn.Sequential(*layers)
+    model(torch.empty(1, 3, arch.smallest(), arch.smallest(), device="meta"))
+    with pytest.raises(RuntimeError, match=r"[Kk]ernel size|too small"):
+        model(torch.empty(1, 3, arch.smallest() - 1, arch.smallest() - 1, device="meta"))
+
+
 @pytest.mark.parametrize(
     ("name", "height", "width", "message"),
     [

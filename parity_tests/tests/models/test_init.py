@@ -20,6 +20,7 @@ from scipy import stats
 
 import flax_impl
 import torch_impl
+from common.arch import initializers
 from common.arch.initializers import INITS, get_init
 from common.arch.spec import Arch, BatchNorm, ConvSpec, DenseSpec, MaxPool
 from common.arch.zoo import ARCHS
@@ -30,6 +31,7 @@ from flax_impl.convert import from_torch, to_torch
 from flax_impl.init import initialize as initialize_flax
 from flax_impl.state import init_state as init_flax
 from parity_tests.results import ROOT
+from parity_tests.material import narrow
 from torch_impl.init import initialize as initialize_torch
 from torch_impl.state import init_state as init_torch
 
@@ -151,6 +153,18 @@ def check_distribution(values: np.ndarray, distribution: Distribution) -> None:
 
 def test_no_scheme_is_forgotten() -> None:
     assert SCHEMES.keys() == INITS.keys()
+
+
+def test_fans_are_pytorchs_in_every_layer() -> None:
+    """Of five convolutions and three dense layers, no two of which are alike."""
+    deep = replace(narrow(ARCHS["alexnet_2012"], conv=8, dense=40), image=(67, 71, 3))
+    widths = (DenseSpec(40), DenseSpec(24), DenseSpec(7))
+    for arch in (replace(deep, dense=widths), PROBE):
+        model = torch_impl.build(arch)
+        layers = [name for name, _ in (*arch.named_convs(), *arch.named_dense())]
+        for layer in layers:
+            kernel = weight(model.state_dict(), layer)
+            assert initializers.fans(layer, arch) == torch.nn.init._calculate_fan_in_and_fan_out(kernel), layer
 
 
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())

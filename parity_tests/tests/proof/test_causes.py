@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
-from parity.causes import as_float64, likely_cause
+from parity.causes import Context, as_float64, likely_cause
 
 RNG = np.random.default_rng(1)
 SMALL = 2.0**-11  # noise of a size that has a name
@@ -208,3 +210,117 @@ def test_of_eight_numbers_the_signs_say_nothing(count: int, named: bool) -> None
     values = np.append(np.linspace(-1, 1, count - 1), 0)
     noise = SMALL * np.arange(1, count + 1) / count
     assert ("TF32" in _cause("gradient", values, values - noise)) == named
+
+
+NAMES = ("ours", "theirs")
+WEIGHTS = {"w": np.array([[3.0, -1.0], [0.5, 2.0]]), "b": np.array([1.0, -2.0, 0.5])}
+GRADIENTS = {"w": np.array([[3.0, 0.0], [0.0, 0.0]]), "b": np.array([0.0, 4.0, 0.0])}  # of the norm 5
+
+
+def _of_sides(turned: bool, tensor: str, plain: Any, more: Any, before: Any = None, module: Any = None) -> str:
+    """The cause where one side makes more of a step than the other: theirs, or turned round ours, called MORE."""
+    sides = (more, plain) if turned else (plain, more)
+    phase = next(reversed(plain))
+    context = Context((before or {},) * 2, {"norm": ("batch_norm", module, module)} if module else {})
+    said = likely_cause(phase, tensor, *sides, NAMES, context)
+    return said.replace(NAMES[not turned], "MORE").replace(NAMES[turned], "PLAIN")
+
+
+def _plus(share: float, sign: float = 1.0) -> dict[str, np.ndarray]:
+    return {name: sign * GRADIENTS[name] + share * values for name, values in WEIGHTS.items()}
+
+
+turned = pytest.mark.parametrize("turned", [False, True])
+
+
+@turned
+@pytest.mark.parametrize(("slot", "share"), [("momentum_buffer", 0.5), ("exp_avg", 0.5), ("exp_avg_sq", 0.25)])
+def test_the_side_that_clips_is_named_with_its_norm(turned: bool, slot: str, share: float) -> None:
+    """A mean of squares falls by the square of what the gradients fall by."""
+    plain, more = (
+        {"gradient": GRADIENTS, "optimizer": {f"{slot}/{name}": factor * g for name, g in GRADIENTS.items()}}
+        for factor in (1.0, share)
+    )
+    said = _of_sides(turned, f"{slot}/w", plain, more)
+    assert said == "MORE clips gradients, of norm 5, to 2.5: all that it makes of them is smaller."
+
+
+@turned
+def test_the_side_whose_loss_holds_decay_is_named(turned: bool) -> None:
+    """rate / 2 times the squares: their gradient is rate times the parameter."""
+    squares = sum(float((values**2).sum()) for values in WEIGHTS.values())
+    plain = {"gradient": GRADIENTS, "loss": {"loss": np.array(1.25)}}
+    more = {"gradient": _plus(0.01), "loss": {"loss": np.array(1.25 + 0.01 / 2 * squares)}}
+    said = _of_sides(turned, "loss", plain, more, {"parameter": WEIGHTS})
+    assert said == "MORE's loss holds weight decay: 0.01 / 2 times the squares of all parameters."
+
+
+@turned
+@pytest.mark.parametrize(
+    ("phase", "prefix", "share", "words"),
+    [
+        ("gradient", "", 0.01, "MORE's gradient holds 0.01 times the parameter: weight decay inside its loss."),
+        ("optimizer", "exp_avg/", 0.01, "MORE's memory holds 0.01 times the parameter more"),
+        ("parameter", "", -0.01, "MORE takes 0.01 times the parameter more off"),
+    ],
+)
+def test_the_side_that_decays_is_named(turned: bool, phase: str, prefix: str, share: float, words: str) -> None:
+    plain, more = ({phase: {prefix + "w": _plus(by)["w"]}} for by in (0.0, share))
+    assert _of_sides(turned, prefix + "w", plain, more, {"parameter": WEIGHTS}).startswith(words)
+
+
+@turned
+@pytest.mark.parametrize(("count", "told"), [(8.0, True), (2.0, True), (10.3, False), (1.4, False)])
+def test_the_side_whose_variance_is_unbiased_is_named(turned: bool, count: float, told: bool) -> None:
+    """Of a whole number of values: what was added to the old variance is n / (n - 1) times the other's."""
+    name, old, new = "norm.running_var", np.array([1.0, 2.0, 3.0]), np.array([0.5, 4.0, 2.5])
+    plain, more = ({"statistic": {name: 0.9 * old + 0.1 * by * new}} for by in (1.0, count / (count - 1)))
+    said = _of_sides(turned, name, plain, more, {"statistic": {name: old}}, {"momentum": 0.9})
+    words = f"MORE's running variance is unbiased, divided by n - 1 for n = {count:g}; the other's by n."
+    assert (said == words) == told
+
+
+@turned
+@pytest.mark.parametrize(
+    ("smoothing", "reduction", "words"),
+    [
+        (0.1, "mean", "averaged with label smoothing 0.1"),
+        (0.15, "sum", "summed with label smoothing 0.15"),
+        (0.0, "sum", "summed"),
+        (0.1004, "mean", ""),  # which nobody would write
+        (0.95, "mean", ""),
+    ],
+)
+def test_a_cross_entropy_is_told_by_pytorchs_own(turned: bool, smoothing: float, reduction: str, words: str) -> None:
+    logits, labels = torch.from_numpy(RNG.standard_normal((4, 6))), torch.tensor([0, 5, 2, 2])
+    held = {"batch": {"target": labels.numpy()}, "activation": {"output": logits.numpy()}}
+    loss = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction=reduction)
+    plain, more = (held | {"loss": {"loss": each.numpy()}} for each in (F.cross_entropy(logits, labels), loss))
+    told = ["MORE's " + words, "PLAIN's averaged"] if turned else ["PLAIN's averaged", "MORE's " + words]
+    said = _of_sides(turned, "loss", plain, more)
+    assert said == f"The loss is the cross entropy, {told[0]}, {told[1]}." if words else "cross entropy" not in said
+
+
+# What people subtract and divide by, of images from 0 to 1; the last channel tells CIFAR-10's from other figures.
+NORMALISED = {
+    "values from 0 to 255": ((0, 0, 0), (1 / 255, 1 / 255, 1 / 255)),
+    "values from -1 to 1": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "ImageNet's mean and standard deviation": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "CIFAR-10's mean and standard deviation": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "ImageNet's mean and standard deviation, of values from 0 to 255": (
+        (0.485, 0.456, 0.406),
+        (0.229 / 255, 0.224 / 255, 0.225 / 255),
+    ),
+}
+
+
+@turned
+@pytest.mark.parametrize("name", NORMALISED)
+def test_a_normalisation_is_told_by_its_published_figures(turned: bool, name: str) -> None:
+    mean, deviation = (np.reshape(part, (1, 3, 1, 1)) for part in NORMALISED[name])
+    images = RNG.uniform(0, 1, (2, 3, 4, 5))
+    plain, more = ({"input": {"input": each}} for each in (images, (images - mean) / deviation))
+    told = [f"MORE's images have {name}", "PLAIN's images have values from 0 to 1"]
+    one, other = told if turned else told[::-1]
+    said = _of_sides(turned, "input", plain, more)
+    assert said == f"The normalisation: {one}, {other.replace('images have ', '')}."

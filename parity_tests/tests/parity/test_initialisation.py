@@ -45,6 +45,15 @@ NAMED: dict[str, Callable[[], Any]] = {
     "normal with standard deviation 0.0196": lambda: _drawn(lambda w: torch.nn.init.normal_(w, std=0.02)),
     "truncated normal with standard deviation 0.0812 (lecun_normal)": lambda: _flax(INIT.lecun_normal()),
     "truncated normal with standard deviation 0.115 (he_normal)": lambda: _flax(INIT.he_normal()),
+    "uniform within ±0.141 (lecun_uniform)": lambda: _flax(INIT.lecun_uniform()),
+    "uniform within ±0.2 (kaiming_uniform_)": lambda: _drawn(
+        lambda w: torch.nn.init.kaiming_uniform_(w, nonlinearity="relu")
+    ),
+    "normal with standard deviation 0.115 (kaiming_normal_, fan_in)": lambda: _drawn(
+        lambda w: torch.nn.init.kaiming_normal_(w, nonlinearity="relu")
+    ),
+    "truncated normal with standard deviation 0.0417 (glorot_normal)": lambda: _flax(INIT.glorot_normal()),
+    "normal with standard deviation 0.0417 (xavier_normal_)": lambda: _drawn(torch.nn.init.xavier_normal_),
     "zeros": lambda: _flax(INIT.zeros),
     "ones": lambda: _flax(INIT.ones),
     "all 0.25": lambda: _flax(INIT.constant(0.25)),
@@ -57,6 +66,15 @@ def test_how_a_tensor_was_drawn_is_told(said: str) -> None:
     wanted, _, more = said.partition(" with")
     assert form == wanted
     assert rest.partition(" (")[2] == more.partition(" (")[2]
+
+
+def test_how_an_embedding_was_drawn_is_told() -> None:
+    """By each framework's own layer."""
+    torch.manual_seed(1)
+    ours = torch.nn.Embedding(500, 16).weight.detach().double().numpy()
+    theirs = nn.Embed(500, 16).init(jax.random.key(1), np.zeros(1, np.int32))["params"]["embedding"]
+    for values, name in ((ours, "PyTorch"), (np.asarray(theirs, np.float64), "Flax")):
+        assert _described(values.reshape(-1), values.shape)[0] == f"normal an embedding's in {name}"
 
 
 def test_equal_distributions_are_not_told_apart() -> None:

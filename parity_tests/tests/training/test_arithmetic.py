@@ -59,7 +59,8 @@ from common.reports import evaluation
 from common.reports.evaluation import Recorder, Row
 from common.runs.files import write_json
 from common.runs.folder import RunFolder
-from common.runs.journal import Journal
+from common.runs.journal import EpochRecord, Journal
+from common.runs.progress import Progress
 from common.runs.scores import Scores
 from common.world import ALONE
 from flax_impl.feed import Inputs as FlaxInputs
@@ -652,3 +653,28 @@ class TestJournal:
             self.epoch(journal, epoch, Scores(loss, right, 9, 10))
         assert journal.best == {"test": (0.7, best)}
         assert journal.choice().epoch == 3
+
+    @pytest.mark.parametrize("stops", [(), (1,), (3,), (4,), (1, 2), (2, 4), (1, 3, 4)])
+    def test_an_epoch_that_is_stopped_more_than_once_is_one_epoch(
+        self, journal: Journal, stops: tuple[int, ...]
+    ) -> None:
+        """Its checkpoints carry all of its rows and sums, and a hash that only the batches and their order decide."""
+        digests = set[str]()
+        for places in (stops, (2,)):
+            journal.progress = Progress.start(journal.recipe, journal.arch)
+            for first, last in zip((0, *places), (*places, 5), strict=True):
+                record = EpochRecord(journal, 0, lambda record: None)
+                for place in range(first, last):
+                    sums = {"loss": self.LOSSES[place], "correct": self.RIGHT[place], "count": self.SIZES[place]}
+                    record(replace(small_batch(self.SIZES[place]), ids=np.arange(self.SIZES[place]) + place), sums)
+                journal.progress = record.progress()
+            digests.add(journal.progress.digest)
+            rows = journal.run.metrics()[-3:]
+            assert journal.progress.rows == rows
+            assert [row["step"] for row in rows] == [2, 4, 5]
+            means = [
+                sum(self.LOSSES[i] for i in part) / sum(self.SIZES[i] for i in part) for part in ((0, 1), (2, 3), (4,))
+            ]
+            assert [row["loss"] for row in rows] == pytest.approx(means)
+            assert journal.progress.totals == {"loss": 28.5, "correct": 8, "count": 18}
+        assert len(digests) == 1

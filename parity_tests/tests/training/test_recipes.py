@@ -368,11 +368,12 @@ def test_a_seed_gives_its_bytes() -> None:
     assert len(set(hashes)) == 3
 
 
-@pytest.mark.parametrize("part", ["images", "labels", "crop", "flip", "pca"])
+@pytest.mark.parametrize("part", ["images", "labels", "ids", "partner", "crop", "flip", "pca", "share"])
 def test_the_hashes_cover_every_byte(part: str) -> None:
     """The pixels are hashed once for the split, all else with each batch."""
     data = numbered(4)
-    (batch,) = batches(data, AUGMENTED, 0, train=True)
+    mixed = replace(AUGMENTED, preprocess=Preprocess(), mix=Mix(mixup=0.2))
+    (batch,) = batches(data, mixed if part in ("partner", "share") else AUGMENTED, 0, train=True)
     source = data.source
     assert isinstance(source, Arrays)
 
@@ -382,7 +383,8 @@ def test_the_hashes_cover_every_byte(part: str) -> None:
         return f"{data.content()} {found.hexdigest()}"
 
     before = digest()
-    array = {"images": source.images, "labels": batch.labels, **batch.draws}[part]
+    known = {"images": source.images, "labels": batch.labels, "ids": batch.ids, "partner": batch.facts.partner}
+    array = (known | batch.draws)[part]
     array.view(np.uint8).reshape(-1)[-1] ^= 1
     assert digest() != before
 
@@ -742,6 +744,21 @@ def test_each_part_of_a_split_has_hashes_of_its_own(tmp_path: Path) -> None:
     assert len({*before}) == 4
     data.source.images[7] ^= 1
     assert [part.content() != old for part, old in zip(parts, before, strict=True)] == [7 in part.ids for part in parts]
+
+
+@pytest.mark.parametrize("kind", ["memory", "files"])
+def test_a_split_is_another_one_with_another_label_name_or_class(kind: str, tmp_path: Path) -> None:
+    def split(labels: tuple[int, ...] = (0, 1, 1), names: str = "abc", classes: str = "xy") -> Dataset:
+        if kind == "files":
+            files = Files(tmp_path, ((tmp_path / name, label) for name, label in zip(names, labels, strict=True)))
+            return Dataset("own", "train", None, tuple(classes), Photographs(files.open, files=files), np.arange(3))
+        source = Arrays(np.zeros((3, 2, 2, 1), np.uint8), np.array(labels, np.int32))
+        return whole("own", "train", (2, 2, 1), classes, source)
+
+    assert split().fingerprint() == split().fingerprint()
+    others = [split(labels=(0, 0, 1)), split(classes="xz"), replace(split(), ids=np.array([0, 2, 1]))]
+    others += [split(names="abd")] if kind == "files" else []
+    assert len({each.fingerprint() for each in (split(), *others)}) == 1 + len(others)
 
 
 @pytest.mark.parametrize("weights", ["equal", "balanced", (0.5, 2.0, 1.0)])

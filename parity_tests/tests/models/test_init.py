@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from importlib import import_module
 from math import sqrt
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch_impl
 from common.arch import initializers
 from common.arch.initializers import INITS, get_init
 from common.arch.spec import Arch, BatchNorm, ConvSpec, DenseSpec, MaxPool
-from common.arch.zoo import ARCHS
+from common.arch.zoo import ARCHS, OWN
 from common.errors import UserError
 from common.recipes.zoo import get_recipe
 from common.weights.exchange import shapes
@@ -32,6 +33,7 @@ from flax_impl.init import initialize as initialize_flax
 from flax_impl.state import init_state as init_flax
 from parity_tests.results import ROOT
 from parity_tests.material import narrow
+from parity_tests.material import narrow, smallest
 from torch_impl.init import initialize as initialize_torch
 from torch_impl.state import init_state as init_torch
 
@@ -242,6 +244,16 @@ def test_flax_draws_the_same_bits_within_another_function() -> None:
     command = [sys.executable, "-c", f"from {__name__} import same_bits; same_bits()"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_network_by_name_begins_with_its_scheme_and_seed(framework: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And has so many classes as it is asked for; PyTorch's own scheme and seed 0 where nothing is."""
+    arch, begun = replace(smallest(), name="named"), list[Any]()
+    monkeypatch.setitem(OWN, arch.name, arch)
+    module = import_module(f"{framework}_impl.create")
+    monkeypatch.setattr(module, "initialize", lambda model, init, seed: begun.append((model.arch, init, seed)))
+    module.create("named", num_classes=5, init="he", seed=4)
+    module.create("named")
+    assert begun == [(arch.adapt(classes=5), INITS["he"], 4), (arch, INITS["torch"], 0)]
 
 
 @pytest.mark.parametrize("scheme", INITS)

@@ -17,6 +17,7 @@ from jax import lax
 import parity
 import parity.linen
 import parity.torch
+from parity import updates
 from parity_tests.tests.parity.pairs import MOMENTUM, NET, QUICK, RATE, TAIL, LinenTail, TorchTail, batches, flax_loss
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -192,3 +193,144 @@ def test_axes_of_devices_are_bound() -> None:
     assert verdict, verdict
     assert {("activation", name) for name in ("0", "1", "3 (input)", "3")} < verdict.report.worst.keys()
     assert "Flax averages over devices (batch, devices): there is one." in verdict.notes
+
+
+def _moved(make: Callable[[Any], Any], steps: int) -> updates.Moved:
+    """The last of some steps that one of PyTorch's optimizers takes, by gradients without any relation."""
+    generator = torch.Generator().manual_seed(3)
+    parameter = torch.nn.Parameter(torch.randn(60, generator=generator, dtype=torch.float64))
+    optimizer, old = make([parameter]), dict[str, Any]()
+    for _ in range(steps):
+        before, old = parameter.detach().clone().numpy(), _slots(optimizer.state[parameter])
+        parameter.grad = torch.randn(60, generator=generator, dtype=torch.float64)
+        optimizer.step()
+    memory = _slots(optimizer.state[parameter])
+    return updates.Moved(before, parameter.detach().numpy(), parameter.grad.numpy(), memory, old)
+
+
+def _slots(state: Any) -> dict[str, Any]:
+    names = {"square_avg": "exp_avg_sq", "sum": "exp_avg_sq"}
+    return {names.get(slot, slot): t.clone().numpy() for slot, t in state.items() if t is not None and t.ndim}
+
+
+def _adams(b1: float, b2: float, step: int) -> tuple[float, float]:
+    """Of the scale and of the epsilon: arXiv:1412.6980, section 2, its last paragraph."""
+    return (1 - b2**step) ** 0.5 / (1 - b1**step), (1 - b2**step) ** 0.5
+
+
+RULES: dict[str, tuple[Callable[[Any], Any], str, float, float, float]] = {
+    "gradient": (lambda p: torch.optim.SGD(p, 0.3), "gradient", 0.3, 0, 0),
+    "momentum": (lambda p: torch.optim.SGD(p, 0.3, 0.2), "momentum", 0.3, 0, 0),
+    "little Nesterov": (lambda p: torch.optim.SGD(p, 0.3, 0.06, nesterov=True), "nesterov", 0.3, 0, 0),
+    "Nesterov": (lambda p: torch.optim.SGD(p, 0.3, 0.9, nesterov=True), "nesterov", 0.3, 0, 0),
+    "Adam": (lambda p: torch.optim.Adam(p, 0.3, (0.8, 0.95), 1e-3), "adam", 0.3, 1e-3, 0),
+    "AdamW": (lambda p: torch.optim.AdamW(p, 0.3, (0.8, 0.95), 1e-3, 0.02), "adam", 0.3, 1e-3, 0.3 * 0.02),
+    "RMSprop": (lambda p: torch.optim.RMSprop(p, 0.3, eps=1e-2), "root", 0.3, 1e-2, 0),
+    "Adagrad": (lambda p: torch.optim.Adagrad(p, 0.3, eps=1e-2), "root", 0.3, 1e-2, 0),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_rule_of_an_optimizer_is_found_with_its_numbers(name: str) -> None:
+    make, form, scale, epsilon, decay = RULES[name]
+    by, of = _adams(0.8, 0.95, 3) if form == "adam" else (1.0, 1.0)
+    found = updates.rule_of(_moved(make, 3))
+    assert found is not None
+    assert found.form == form
+    assert (found.scale, found.epsilon, found.decay) == pytest.approx((scale * by, epsilon * of, decay), rel=1e-6)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.03])
+def test_how_memory_is_kept_is_found_with_its_numbers(decay: float) -> None:
+    def kept(slot: str, make: Callable[[Any], Any]) -> Any:
+        found = updates.kept_of(slot, _moved(make, 3))
+        assert found is not None, slot
+        return found.old, found.new, found.decay
+
+    momentum = kept("momentum_buffer", lambda p: torch.optim.SGD(p, 0.3, 0.7, 0.25, weight_decay=decay))
+    assert momentum == pytest.approx((0.7, 0.75, decay), rel=1e-6)
+    for slot, beta in (("exp_avg", 0.8), ("exp_avg_sq", 0.95)):
+        moments = kept(slot, lambda p: torch.optim.Adam(p, 0.3, (0.8, 0.95), weight_decay=decay))
+        assert moments == pytest.approx((beta, 1 - beta, decay), rel=1e-6)
+
+
+def test_what_is_no_rule_is_none() -> None:
+    """A step with noise in it of a millionth."""
+    moved = _moved(RULES["momentum"][0], 3)
+    noise = 1e-6 * np.random.default_rng(0).choice([-1, 1], 60) * np.abs(moved.update).max()
+    assert updates.rule_of(replace(moved, after=moved.after + noise)) is None
+
+
+def test_a_sample_is_of_the_whole_tensor() -> None:
+    values = updates.sampled(np.arange(2.0**17).reshape(256, 512))
+    assert 2048 <= len(values) <= 8192
+    assert values[0] == 0
+    assert values[-1] > 2**17 - 100
+    assert len({*np.diff(values)}) == 1
+    assert len({*(values % 512)}) == 512, "of every column, for widths are even"
+
+
+NAMES = ("ours", "theirs")
+TOLD: dict[str, tuple[updates.Rule, updates.Rule, dict[str, Any], int, str]] = {
+    "no correction": (
+        updates.Rule("adam", 0.1),
+        updates.Rule("adam", 0.1 * _adams(0.8, 0.95, 3)[0]),
+        {"betas": (0.8, 0.95)},
+        2,
+        "{0}'s Adam has no bias correction, {1}'s has.",
+    ),
+    "epsilon": (
+        updates.Rule("adam", 0.1, 1e-3 * _adams(0.8, 0.95, 3)[1]),
+        updates.Rule("adam", 0.1, 2e-6 * _adams(0.8, 0.95, 3)[1]),
+        {"betas": (0.8, 0.95)},
+        2,
+        "The optimizer's epsilon is {0}'s 0.001, {1}'s 2e-06.",
+    ),
+    "Nesterov's first step": (
+        updates.Rule("momentum", 0.1),
+        updates.Rule("momentum", 0.17),
+        {"momentum": 0.7},
+        0,
+        "1 + the momentum 0.7, which is Nesterov's step, that {1} takes alone.",
+    ),
+    "decay": (
+        updates.Rule("momentum", 0.1, decay=1e-3),
+        updates.Rule("momentum", 0.1),
+        {},
+        3,
+        "Besides the update {0} takes 0.001 times the parameter off, {1} 0: decoupled weight decay",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+@pytest.mark.parametrize("turned", [False, True])
+def test_two_rules_are_told_apart_whichever_side_has_which(name: str, turned: bool) -> None:
+    one, other, settings, step, words = TOLD[name]
+    said = updates.told((other, one) if turned else (one, other), NAMES, settings, step)
+    if turned and "{1} 0" in words:  # the left is named first
+        words = "Besides the update {1} takes 0 times the parameter off, {0} 0.001: decoupled weight decay"
+    if turned and "epsilon is" in words:
+        words = "The optimizer's epsilon is {1}'s 2e-06, {0}'s 0.001."
+    assert words.format(*(NAMES[::-1] if turned else NAMES)) in said
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("apart", "words"),
+    [
+        ((False, False), "weight decay that only its optimizer has, or has before the momentum"),
+        ((True, False), "L2 decay, where {0}'s is decoupled from the gradient"),
+        ((True, True), "weight decay that only its optimizer has, or has before the momentum"),
+    ],
+)
+def test_memory_that_decays_more_is_told_whichever_side_has_it(
+    turned: bool, apart: tuple[bool, bool], words: str
+) -> None:
+    kept = updates.Kept(0.9, 0.1, 0.002), updates.Kept(0.9, 0.1, 0.05)
+    names = NAMES[::-1] if turned else NAMES
+    order = -1 if turned else 1
+    said = updates.memory_told("exp_avg", kept[::order], NAMES, apart[::order])
+    assert (
+        said == f"{names[1]}'s memory holds 0.05 times the parameter more (the other's 0.002): {words.format(*names)}."
+    )

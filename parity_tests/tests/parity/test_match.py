@@ -178,6 +178,41 @@ class _Wider(nn.Module):
         return nn.Dense(4)(nn.Dense(7, name="odd")(x))
 
 
+class _Oblong(nn.Module):
+    """Maps of 3 x 4 x 5 and 4 x 3 x 5 numbers, of which the second is flattened."""
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        return nn.Dense(5)(nn.tanh(nn.Conv(4, (2, 1), padding="VALID")(x)).reshape(len(x), -1))
+
+
+def _oblong() -> torch.nn.Module:
+    parts = torch.nn.Conv2d(3, 4, (2, 1)), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Linear(60, 5)
+    return torch.nn.Sequential(*parts)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_map_that_was_flattened_need_not_be_square(turned: bool) -> None:
+    """Nor the only one of its size; whichever side is the left."""
+    planned = replace(NET, torch=_oblong, linen=_Oblong(), shape=(2, 3, 4, 5))
+    left, right = planned.sides()
+    given = batches(planned.shape)
+    if turned:
+        right.load(_numbers(right))
+        left, right = right, left
+        given = [(np.moveaxis(images, 1, -1), labels) for images, labels in given]
+    found = parity.match(left, right, given[0])
+    assert [pair.flatten for pair in found.pairs] == [None, (4, 3, 5)]
+    assert [pair.tried for pair in found.pairs] == ["agrees", "agrees"]
+    assert (verdict := parity.check(left, right, given, pairs=found, noise=False)), verdict
+
+
+def _numbers(side: Any) -> dict[str, np.ndarray]:
+    """In place of shapes alone."""
+    rng = np.random.default_rng(3)
+    return {name: rng.standard_normal(leaf.shape) / 4 for name, leaf in side.names(side.params, False).items()}
+
+
 def test_what_has_no_partner_is_named() -> None:
     with pytest.raises(parity.Unmatched) as caught:
         _matched(replace(NET, torch=_SwappedTorch, linen=_Wider(), shape=(3, 4)))

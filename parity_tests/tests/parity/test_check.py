@@ -11,6 +11,7 @@ from typing import Any
 from unittest import mock
 
 import jax
+import ml_dtypes
 import numpy as np
 import optax
 import pytest
@@ -184,6 +185,60 @@ def test_it_is_written_as_json_html_and_text(tmp_path: Path) -> None:
     assert "<h1>PyTorch and Flax part at step 0" in page
     assert "Conv_0" in page
     assert (tmp_path / "verdict.txt").read_text("utf-8") == f"{verdict}\n"
+
+
+def test_a_file_for_programs_has_the_reports_numbers() -> None:
+    """Over each tensor's scale, as the text has them, and the losses of the left first."""
+    verdict = parity.Verdict(("one", "other"), parity.Bounds(1.0), "train")
+    for phase, tensor, relative in (("gradient", "a", 0.25), ("gradient", "b", 0.5), ("loss", "loss", 0.125)):
+        verdict.report.add(parity.Difference(0, phase, tensor, 7.0, relative, 3.0, 0.75, 1.0))
+    verdict.noise = parity.Report()
+    verdict.noise.add(parity.Difference(0, "gradient", "a", 7.0, 0.0625, 3.0, 0.75, 1.0))
+    walk = walk_of(np.float64)
+    walk.verdict, rest = verdict, {"parameter": {}, "optimizer": {}}
+    walk._end(*({"loss": {"loss": np.array(loss)}, **rest} for loss in (1.5, 2.5)))
+    whole = json.loads(verdict.json())
+    assert whole["largest"] == {"loss": 0.125, "gradient": 0.5}
+    assert whole["noise"] == {"gradient": 0.0625}
+    assert whole["losses"] == [[1.5, 2.5]]
+    assert "gradient         0.5  2 tensors, one's own noise 0.062" in str(verdict)
+
+
+@pytest.mark.parametrize("mode", ["train", "forward"])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, ml_dtypes.bfloat16])
+def test_a_recording_is_read_as_it_was_written(mode: Any, dtype: Any, tmp_path: Path) -> None:
+    """Every number of it, in its place; inputs of every form."""
+    rng = np.random.default_rng(0)
+
+    def some(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(dtype)
+
+    module = parity.model.Module("a", "conv", {"weight": "a.kernel"}, {"padding": [[1, 1], [0, 1]], "groups": 2})
+    optimizer = {"momentum": 0.9, "betas": [0.8, 0.95], "nesterov": True}
+    held = {"a.kernel": some(2, 3)}, {"a.mean": some(2)}
+    standing = parity.model.Model("it", "channels last", False, {"a": module}, ["a", "output"], *held, optimizer)
+    traces = [
+        {"activation": {"a (input)": some(2, 2), "output": some(3)}, "optimizer": {"momentum_buffer/a.kernel": some(2)}}
+        for _ in range(12)  # so many that their places have two digits
+    ]
+    targets = rng.integers(0, 9, 3)
+    given = [(some(2, 2), targets), ((some(1), some(2)), None), ({"x": some(1), "y": some(2)}, targets[:1])]
+    whole = parity.files.Recording("it", "channels last", standing, traces[0], traces[1:], given, mode, "off")
+    parity.save(whole, tmp_path / "it.npz")
+    found = parity.load(tmp_path / "it.npz")
+    assert (found.name, found.layout, found.mode, found.dropout) == ("it", "channels last", mode, "off")
+    assert (found.standing.torch, found.standing.optimizer) == (False, optimizer)
+    assert (found.standing.modules, found.standing.calls) == ({"a": module}, ["a", "output"])
+    for read, written in (
+        ([found.standing.parameters, found.standing.statistics], [*held]),
+        ([found.probe, *found.traces], traces),
+        (found.batches, given),
+    ):
+        paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(read), strict=True)
+        others, wanted = zip(*jax.tree_util.tree_leaves_with_path(written), strict=True)
+        assert paths == others
+        for leaf, other in zip(leaves, wanted, strict=True):
+            np.testing.assert_array_equal(leaf, other, strict=True)
 
 
 def _recorded(folder: Path, planned: Any, mode: Any = "train") -> tuple[str, str]:

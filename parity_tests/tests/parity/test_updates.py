@@ -152,6 +152,9 @@ def test_a_planted_difference_of_optimizers_is_named(name: str) -> None:
         (lambda p: _sgd(p, nesterov=True), optax.sgd(RATE, MOMENTUM, nesterov=True)),
         (_adam, optax.adam(1e-2)),
         (_adamw, optax.adamw(1e-2, weight_decay=DECAY)),
+        # Without an epsilon, which optax puts inside the root of the one and can put beside that of the other.
+        (lambda p: torch.optim.Adagrad(p, 1e-2, initial_accumulator_value=0.1, eps=0), optax.adagrad(1e-2, 0.1, 0)),
+        (lambda p: torch.optim.RMSprop(p, 1e-3), optax.rmsprop(1e-3, decay=0.99, eps_in_sqrt=False)),
     ],
 )
 def test_the_same_optimizers_agree(optimizer: Any, tx: Any) -> None:

@@ -19,6 +19,7 @@ import parity
 import parity.linen
 import parity.nnx
 import parity.torch
+from parity.dropout import Drop, Shared
 from parity_tests.tests.parity.pairs import QUICK, RATE, batches, flax_loss, torch_loss
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -118,6 +119,24 @@ def test_masks_are_of_the_rate_and_change_with_step_and_call() -> None:
 def test_another_rate_is_named() -> None:
     verdict = parity.check(_left(), _right(_Linen(rate=0.1)), batches(SHAPE), noise=False)
     assert "The dropout rate of drop is PyTorch's 0.5, Flax's 0.1." in verdict.sentence
+
+
+def test_what_drops_otherwise_is_told_of_either_side() -> None:
+    names = ("ours", "theirs")
+
+    def drop(name: str, rate: float, after: str = "") -> Drop:
+        return Drop(name, (2, 3), rate, (), after)
+
+    for one, other in ((0.5, 0.1), (0.1, 0.5), (0.3, 0.3)):
+        paired = Shared([(drop("x", one), drop("y", other))])
+        words = f"The dropout rate of x is ours's {one:g}, theirs's {other:g}." if one != other else ""
+        assert paired.cause(["w", "x"], "", names) == words
+        assert paired.cause(["w"], "", names) == "", "it is on another way"
+    for side, other, name in (("ours", "theirs", "x"), ("theirs", "ours", "y")):
+        alone = Shared(alone=[(side, drop(name, 0.25, "fc"))])
+        words = f"{side} has the dropout {name}, of rate 0.25, where {other} has none."
+        assert alone.cause(["x"], "fc", names) == words
+        assert alone.cause(["w"], "conv", names) == ""
 
 
 def test_a_dropout_that_is_missing_is_named() -> None:

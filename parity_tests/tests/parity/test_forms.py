@@ -93,7 +93,10 @@ def test_a_resize_is_told(name: str) -> None:
     assert explain(made, made * 0 + 7, {"here": MAPS})[1] == name
 
 
-@pytest.mark.parametrize(("causal", "scale", "told"), [(False, None, "1 / sqrt(head size)"), (True, 1.0, "1, causal")])
+@pytest.mark.parametrize(
+    ("causal", "scale", "told"),
+    [(False, None, "1 / sqrt(head size)"), (True, 1.0, "1, causal"), (False, 12**-0.5, "1 / sqrt(width)")],
+)
 def test_attention_is_told(causal: bool, scale: float | None, told: str) -> None:
     q, k, v = RNG.standard_normal((3, 2, 5, 12))
     one, two, three = (torch.from_numpy(a).view(2, 5, 3, 4).transpose(1, 2) for a in (q, k, v))
@@ -101,6 +104,31 @@ def test_attention_is_told(causal: bool, scale: float | None, told: str) -> None
     made = mixed.transpose(1, 2).reshape(2, 5, 12)
     found = explain(made.numpy(), made.numpy() + 1, {"v": v, "k": k, "q": q})
     assert found[1] == f"attention in 3 heads, its products scaled by {told}"
+
+
+VECTORS: dict[str, Callable[[Any], Any]] = {
+    "the mean over positions": lambda x: x.mean(1),
+    "the first position": lambda x: x[:, 0],
+    "the last position": lambda x: x[:, 4],
+    "the largest over positions": lambda x: x.max(1),
+    "the mean over the first 3 of 5 positions": lambda x: x[:, :3].sum(1) / 3,
+    "the position 4 of 5": lambda x: x[:, 3],
+}
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_what_is_made_of_a_sequence_is_told(name: str) -> None:
+    sequence = RNG.standard_normal((2, 5, 12))
+    made = VECTORS[name](sequence)
+    assert explain(made, made * 0 + 7, {"here": sequence}) == ("here", name, "")
+
+
+def test_what_differs_in_one_example_alone_is_told() -> None:
+    """Where nothing is negative, a leaky ReLU is a plain one."""
+    values = np.abs(MAPS)
+    values[1] *= -1
+    made, other = F.relu(torch.from_numpy(values)).numpy(), F.leaky_relu(torch.from_numpy(values)).numpy()
+    assert explain(made, other, {"here": values}) == ("here", "ReLU", "leaky ReLU with slope 0.01")
 
 
 def test_a_sum_of_two_is_told_and_what_follows_from_another_difference() -> None:

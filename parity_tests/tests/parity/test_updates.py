@@ -243,6 +243,18 @@ def test_the_rule_of_an_optimizer_is_found_with_its_numbers(name: str) -> None:
     assert (found.scale, found.epsilon, found.decay) == pytest.approx((scale * by, epsilon * of, decay), rel=1e-6)
 
 
+@pytest.mark.parametrize("form", ["adam", "root"])
+def test_an_epsilon_inside_the_root_is_found_with_its_numbers(form: str) -> None:
+    """c m / sqrt(v + e), m being the gradient where no mean of it is kept."""
+    before, mean, square = np.random.default_rng(2).standard_normal((3, 60))
+    memory = {"exp_avg": mean, "exp_avg_sq": square**2} if form == "adam" else {"exp_avg_sq": square**2}
+    after = before - 0.3 * mean / np.sqrt(square**2 + 1e-3)
+    found = updates.rule_of(updates.Moved(before, after, mean, memory, {}))
+    assert found is not None
+    assert found.form == f"{form}, epsilon inside"
+    assert (found.scale, found.epsilon, found.decay) == pytest.approx((0.3, 1e-3, 0), rel=1e-6)
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.03])
 def test_how_memory_is_kept_is_found_with_its_numbers(decay: float) -> None:
     def kept(slot: str, make: Callable[[Any], Any]) -> Any:

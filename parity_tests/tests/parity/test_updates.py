@@ -270,7 +270,8 @@ def test_how_memory_is_kept_is_found_with_its_numbers(decay: float) -> None:
 
 
 def test_what_is_no_rule_is_none() -> None:
-    """A step with noise in it of a millionth."""
+    """A step with noise in it of a millionth, and a momentum that nobody would give."""
+    assert updates.rule_of(_moved(lambda p: torch.optim.SGD(p, 0.3, 0.04, nesterov=True), 3)) is None
     moved = _moved(RULES["momentum"][0], 3)
     noise = 1e-6 * np.random.default_rng(0).choice([-1, 1], 60) * np.abs(moved.update).max()
     assert updates.rule_of(replace(moved, after=moved.after + noise)) is None

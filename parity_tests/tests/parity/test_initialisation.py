@@ -16,7 +16,7 @@ import parity
 import parity.linen
 import parity.torch
 from parity import initialisation
-from parity.initialisation import _described, _differ
+from parity.initialisation import _described, _detectable, _differ, _spread
 from parity_tests.tests.parity.pairs import NET, LinenNet, TorchNet, batches
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -85,6 +85,22 @@ def test_equal_distributions_are_not_told_apart() -> None:
         for size in (8, 40, 400):
             wrong = sum(_differ(draw(size), draw(size), 0.01) for _ in range(500))
             assert wrong <= 25, (size, wrong)
+
+
+@pytest.mark.parametrize(
+    ("draw", "size", "least"),
+    [
+        ("standard_normal", 40_000, 2.0),  # the fourth moment over the squared variance, less 1: 3 - 1, and 9 / 5 - 1
+        ("uniform", 40_000, 0.8),
+        ("uniform", 50, 2.0),  # few numbers hold no tail by which to tell: they count as normal at least
+    ],
+)
+def test_the_error_of_a_spread_is_the_delta_methods(draw: str, size: int, least: float) -> None:
+    values = getattr(np.random.default_rng(3), draw)(size=size)
+    assert _spread(3 * values + 1) == pytest.approx((least / size) ** 0.5, rel=0.03)
+    # A deviation that differs by this share is one in which the logarithms of two variances are so many errors apart.
+    seen = _detectable(values, values, 0.0456) + 1
+    assert 2 * np.log(seen) == pytest.approx(2 * 2**0.5 * _spread(values), rel=1e-2)
 
 
 def test_other_spread_and_other_shape_are_told_apart() -> None:

@@ -378,6 +378,9 @@ def test_a_step_that_is_left_out_keeps_its_batch_statistics_and_nothing_else() -
     assert (ours.scaler.get_scale(), ours.schedule.last_epoch, ours.step) == (2.0**99, 0, 1)
     assert (float(after.scaler.scale), int(after.updates), int(after.step)) == (2.0**99, 0, 1)
     jax.tree.map(np.testing.assert_array_equal, after.opt_state, theirs.opt_state)
+    torch_impl.train.train_step(ours, inputs["torch"])
+    masks = jax.random.key_data(jax.random.fold_in(jax.random.key(recipe.seed), 1)).tolist()
+    assert list(ours.dropout.key) == jax.random.key_data(after.dropout_key).tolist() == masks, "it is a step to dropout"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

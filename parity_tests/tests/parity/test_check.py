@@ -171,6 +171,8 @@ def test_a_gradient_is_rounding_below_a_ten_billionth_of_the_largest(size: float
     assert walk.idle == set()
     walk._find_idle(left, left)
     assert walk.idle == ({"b"} if nothing else set())
+    walk._find_idle(*[left | {"gradient": {"a": np.ones(3), "b": np.ones(3)}}] * 2)
+    assert walk.idle == ({"b"} if nothing else set()), "what was made of rounding stays"
 
 
 def test_it_is_written_as_json_html_and_text(tmp_path: Path) -> None:

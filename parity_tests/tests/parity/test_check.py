@@ -144,11 +144,12 @@ def test_noise_is_of_every_weight_moved_by_one_unit_in_its_last_place() -> None:
 
 def test_single_tensors_have_bounds_of_their_own() -> None:
     planned = replace(NET, linen=LinenNet(momentum=0.99))
-    bounds = parity.Bounds(1e-10, share=1e-4, tensor={"statistic/norm.*": np.inf})
+    bounds = parity.Bounds(1e-10, share=1e-4, tensor={"statistic/norm.*": np.inf, "activation/stem": 0.5})
     verdict = parity.check(*planned.sides(), batches(planned.shape), bounds=bounds, noise=False)
     assert verdict
     assert "Exempt, as asked: norm.running_mean, norm.running_var." in verdict.notes
     assert ("statistic", "norm.running_mean") not in verdict.report.worst
+    assert verdict.report.worst["activation", "stem"].bound == 0.5, "a wide bound is no exemption"
 
 
 def test_adam_makes_no_steps_of_rounding() -> None:

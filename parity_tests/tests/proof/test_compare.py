@@ -581,3 +581,14 @@ def test_what_ought_to_be_zero_is_measured_on_the_scale_of_its_neighbours(size: 
         assert found == [True, passes, True]
     with pytest.raises(Mismatch):
         compare_traces(sides[0], sides[1], 0, Bounds(1e-9))
+
+
+@pytest.mark.parametrize(("size", "passes"), [(0.9e-11, True), (1.1e-11, False)])
+def test_a_floor_that_is_given_counts_where_a_share_is_less(size: float, passes: bool) -> None:
+    """And where all of a phase is zero, as of a frozen layer, there is nothing to divide by but it."""
+    bounds = Bounds(1e-9, floor=1e-2, share=1e-4)
+    one, other = ({"gradient": {"w": np.ones(2), "b": np.array([at])}} for at in (0.0, size))
+    assert [d.within for d in differences(one, other, 0, bounds)] == [True, passes]
+    zeros: Trace = {"gradient": {"w": np.zeros(2)}}
+    [found] = differences(zeros, zeros, 0, Bounds(1e-9, share=1e-4))
+    assert (found.within, found.relative) == (True, 0)

@@ -165,7 +165,7 @@ def test_fans_are_pytorchs_in_every_layer() -> None:
         model = torch_impl.build(arch)
         layers = [name for name, _ in (*arch.named_convs(), *arch.named_dense())]
         for layer in layers:
-            kernel = weight(model.state_dict(), layer)
+            kernel: Any = weight(model.state_dict(), layer)
             assert initializers.fans(layer, arch) == torch.nn.init._calculate_fan_in_and_fan_out(kernel), layer
 
 

@@ -198,8 +198,8 @@ def test_a_file_for_programs_has_the_reports_numbers() -> None:
     verdict.noise = parity.Report()
     verdict.noise.add(parity.Difference(0, "gradient", "a", 7.0, 0.0625, 3.0, 0.75, 1.0))
     walk = walk_of(np.float64)
-    walk.verdict, rest = verdict, {"parameter": {}, "optimizer": {}}
-    walk._end(*({"loss": {"loss": np.array(loss)}, **rest} for loss in (1.5, 2.5)))
+    walk.verdict = verdict
+    walk._end(*({"loss": {"loss": np.array(loss)}, "parameter": {}, "optimizer": {}} for loss in (1.5, 2.5)))
     whole = json.loads(verdict.json())
     assert whole["largest"] == {"loss": 0.125, "gradient": 0.5}
     assert whole["noise"] == {"gradient": 0.0625}
@@ -220,7 +220,7 @@ def test_a_recording_is_read_as_it_was_written(mode: Any, dtype: Any, tmp_path: 
     optimizer = {"momentum": 0.9, "betas": [0.8, 0.95], "nesterov": True}
     held = {"a.kernel": some(2, 3)}, {"a.mean": some(2)}
     standing = parity.model.Model("it", "channels last", False, {"a": module}, ["a", "output"], *held, optimizer)
-    traces = [
+    traces: list[parity.Trace] = [
         {"activation": {"a (input)": some(2, 2), "output": some(3)}, "optimizer": {"momentum_buffer/a.kernel": some(2)}}
         for _ in range(12)  # so many that their places have two digits
     ]

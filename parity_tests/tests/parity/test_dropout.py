@@ -132,9 +132,9 @@ def test_what_drops_otherwise_is_told_of_either_side() -> None:
         words = f"The dropout rate of x is ours's {one:g}, theirs's {other:g}." if one != other else ""
         assert paired.cause(["w", "x"], "", names) == words
         assert paired.cause(["w"], "", names) == "", "it is on another way"
-    for side, other, name in (("ours", "theirs", "x"), ("theirs", "ours", "y")):
+    for side, without, name in (("ours", "theirs", "x"), ("theirs", "ours", "y")):
         alone = Shared(alone=[(side, drop(name, 0.25, "fc"))])
-        words = f"{side} has the dropout {name}, of rate 0.25, where {other} has none."
+        words = f"{side} has the dropout {name}, of rate 0.25, where {without} has none."
         assert alone.cause(["x"], "fc", names) == words
         assert alone.cause(["w"], "conv", names) == ""
 

@@ -195,6 +195,8 @@ def _oblong() -> torch.nn.Module:
 def test_the_map_that_was_flattened_need_not_be_square(turned: bool) -> None:
     """Nor the only one of its size; whichever side is the left."""
     planned = replace(NET, torch=_oblong, linen=_Oblong(), shape=(2, 3, 4, 5))
+    left: Any
+    right: Any
     left, right = planned.sides()
     given = batches(planned.shape)
     if turned:
@@ -205,6 +207,30 @@ def test_the_map_that_was_flattened_need_not_be_square(turned: bool) -> None:
     assert [pair.flatten for pair in found.pairs] == [None, (4, 3, 5)]
     assert [pair.tried for pair in found.pairs] == ["agrees", "agrees"]
     assert (verdict := parity.check(left, right, given, pairs=found, noise=False)), verdict
+
+
+class _Volume(nn.Module):
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        return nn.Conv(5, (2, 3, 1), padding=((0, 0), (1, 1), (0, 0)))(x).mean((1, 2, 3))
+
+
+class _TorchVolume(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv3d(3, 5, (2, 3, 1), padding=(0, 1, 0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x).mean((2, 3, 4))
+
+
+def test_volumes_are_laid_out_as_images_are() -> None:
+    left = parity.torch.Side(_TorchVolume().double())
+    images = np.random.default_rng(1).standard_normal((2, 3, 4, 5, 6))
+    variables = jax.eval_shape(_Volume().init, jax.random.key(0), np.moveaxis(images, 1, -1))
+    verdict = parity.check(left, parity.linen.Side(_Volume(), variables), [(images, None)], mode="forward", noise=False)
+    assert verdict, verdict
+    assert verdict.report.worst["activation", "conv"].relative < 1e-13
 
 
 def _numbers(side: Any) -> dict[str, np.ndarray]:

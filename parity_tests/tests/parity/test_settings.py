@@ -75,7 +75,7 @@ def test_a_layers_settings_are_read_as_they_were_given(kind: str, framework: str
         side = parity.torch.Side(ours.double())
         images = images if kind in ("layer_norm", "rms_norm") else np.moveaxis(images, -1, 1)
     elif framework == "linen":
-        flags = {"use_running_average": True} if kind == "batch_norm" else {}
+        flags: dict[str, Any] = {"use_running_average": True} if kind == "batch_norm" else {}
         side = parity.linen.Side(linen, jax.eval_shape(lambda key: linen.init(key, images, **flags), jax.random.key(0)))
     else:
         side = parity.nnx.Side(theirs)

@@ -205,10 +205,10 @@ def _moved(make: Callable[[Any], Any], steps: int) -> updates.Moved:
     optimizer, old = make([parameter]), dict[str, Any]()
     for _ in range(steps):
         before, old = parameter.detach().clone().numpy(), _slots(optimizer.state[parameter])
-        parameter.grad = torch.randn(60, generator=generator, dtype=torch.float64)
+        gradient = parameter.grad = torch.randn(60, generator=generator, dtype=torch.float64)
         optimizer.step()
     memory = _slots(optimizer.state[parameter])
-    return updates.Moved(before, parameter.detach().numpy(), parameter.grad.numpy(), memory, old)
+    return updates.Moved(before, parameter.detach().numpy(), gradient.numpy(), memory, old)
 
 
 def _slots(state: Any) -> dict[str, Any]:
@@ -343,10 +343,11 @@ def test_two_rules_are_told_apart_whichever_side_has_which(name: str, turned: bo
 def test_memory_that_decays_more_is_told_whichever_side_has_it(
     turned: bool, apart: tuple[bool, bool], words: str
 ) -> None:
-    kept = updates.Kept(0.9, 0.1, 0.002), updates.Kept(0.9, 0.1, 0.05)
+    less, more = updates.Kept(0.9, 0.1, 0.002), updates.Kept(0.9, 0.1, 0.05)
     names = NAMES[::-1] if turned else NAMES
-    order = -1 if turned else 1
-    said = updates.memory_told("exp_avg", kept[::order], NAMES, apart[::order])
-    assert (
-        said == f"{names[1]}'s memory holds 0.05 times the parameter more (the other's 0.002): {words.format(*names)}."
-    )
+    if turned:
+        said = updates.memory_told("exp_avg", (more, less), NAMES, apart[::-1])
+    else:
+        said = updates.memory_told("exp_avg", (less, more), NAMES, apart)
+    told = f"{names[1]}'s memory holds 0.05 times the parameter more (the other's 0.002): {words.format(*names)}."
+    assert said == told

@@ -173,3 +173,18 @@ def test_masks_of_attention_written_out_are_told(mask: Any, told: str) -> None:
 def test_a_mask_of_another_kind_is_told_by_its_share() -> None:
     seen = np.random.default_rng(3).random((2, 4, 5)) < 0.5
     assert mask_words(seen)[0] == f"hides {1 - seen.mean():.0%} of the pairs of query and key"
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("additive", [True, False])
+def test_a_mask_is_of_examples_queries_and_keys(batch_first: bool, additive: bool) -> None:
+    """However PyTorch's layer is given them: what is padding, and what comes later, is not seen."""
+    queries, keys = torch.zeros(2, 3, 4), torch.zeros(2, 5, 4)
+    if not batch_first:
+        queries, keys = queries.transpose(0, 1), keys.transpose(0, 1)
+    padding = torch.tensor([[False] * 4 + [True], [False] * 2 + [True] * 3])
+    later = torch.ones(3, 5).triu(1).bool()
+    mask = torch.zeros(3, 5).masked_fill(later, -torch.inf) if additive else later
+    layer = torch.nn.MultiheadAttention(4, 2, batch_first=batch_first)
+    seen = parity.torch._mask(layer, queries, keys, keys, padding, attn_mask=mask)
+    assert np.array_equal(seen, ~(padding[:, None] | later[None]).numpy())

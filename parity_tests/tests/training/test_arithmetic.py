@@ -667,7 +667,8 @@ class TestJournal:
                 for place in range(first, last):
                     sums = {"loss": self.LOSSES[place], "correct": self.RIGHT[place], "count": self.SIZES[place]}
                     record(replace(small_batch(self.SIZES[place]), ids=np.arange(self.SIZES[place]) + place), sums)
-                journal.progress = record.progress()
+                before, journal.progress = journal.progress.seconds, record.progress()
+                assert journal.progress.seconds > before
             digests.add(journal.progress.digest)
             rows = journal.run.metrics()[-3:]
             assert journal.progress.rows == rows

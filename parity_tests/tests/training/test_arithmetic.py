@@ -679,3 +679,14 @@ class TestJournal:
             assert [row["loss"] for row in rows] == pytest.approx(means)
             assert journal.progress.totals == {"loss": 28.5, "correct": 8, "count": 18}
         assert len(digests) == 1
+
+    def test_the_hash_of_an_epoch_is_of_every_batch_in_its_order(self, journal: Journal) -> None:
+        def digest(*firsts: int) -> str:
+            record = EpochRecord(journal, 0, lambda record: None)
+            for first in firsts:
+                record(replace(small_batch(2), ids=np.array([first, 7])), {"loss": 1.0, "correct": 1, "count": 2})
+            return record.digest
+
+        orders = ((0, 1, 2), (9, 1, 2), (0, 9, 2), (0, 1, 9), (1, 0, 2), (0, 1), ())
+        assert len({digest(*order) for order in orders}) == len(orders)
+        assert digest(0, 1, 2) == digest(0, 1, 2)

@@ -217,6 +217,16 @@ def test_the_newest_and_the_best_checkpoint_stay(
     assert evaluated(of_journal(tmp_path, 4, keep), rights) == [f"epoch_{epoch:04d}" for epoch in stay]
 
 
+def test_two_stay_where_the_best_is_gone(tmp_path: Path) -> None:
+    """As one that was damaged and set aside is."""
+    book = of_journal(tmp_path, 4)
+    for epoch in (2, 3, 4):
+        book.run.checkpoint(epoch, "torch").touch()
+    book.evaluations += [{"split": "test", "epoch": epoch, "accuracy": 1 / epoch} for epoch in (1, 2, 3, 4)]
+    book.prune()
+    assert [path.stem for path in book.run.checkpoints("torch")] == ["epoch_0003", "epoch_0004"]
+
+
 def test_the_validation_split_says_which_is_best(tmp_path: Path) -> None:
     book = of_journal(tmp_path, 4)
     book.evaluations.append({"split": "test", "epoch": 1, "accuracy": 0.99})

@@ -227,6 +227,21 @@ def test_two_stay_where_the_best_is_gone(tmp_path: Path) -> None:
     assert [path.stem for path in book.run.checkpoints("torch")] == ["epoch_0003", "epoch_0004"]
 
 
+def test_a_checkpoint_that_carries_no_evaluations_leaves_those_that_are_there(tmp_path: Path) -> None:
+    """As older versions wrote them; rows of the epoch that is trained again are dropped."""
+    book = of_journal(tmp_path, 4)
+    for epoch in (1, 2, 3):
+        book.run.log(step=3 * epoch, epoch=epoch, split="train", loss=1.0)
+        book.run.log(step=3 * epoch, epoch=epoch, split="test", accuracy=1 / epoch)
+    book.progress = replace(book.progress, epoch=2, step=6, evaluations=None)
+    book.rewind()
+    assert [(row["epoch"], row["split"]) for row in book.run.metrics()] == [
+        (epoch, split) for epoch in (1, 2) for split in ("train", "test")
+    ]
+    assert [row["epoch"] for row in book.evaluations] == [1, 2]
+    assert book.best == {"test": (1.0, 1)}
+
+
 def test_the_validation_split_says_which_is_best(tmp_path: Path) -> None:
     book = of_journal(tmp_path, 4)
     book.evaluations.append({"split": "test", "epoch": 1, "accuracy": 0.99})

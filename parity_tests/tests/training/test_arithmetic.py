@@ -690,3 +690,16 @@ class TestJournal:
         orders = ((0, 1, 2), (9, 1, 2), (0, 9, 2), (0, 1, 9), (1, 0, 2), (0, 1), ())
         assert len({digest(*order) for order in orders}) == len(orders)
         assert digest(0, 1, 2) == digest(0, 1, 2)
+
+    def test_rows_and_checkpoints_are_counted_over_the_run(self, journal: Journal) -> None:
+        """Every second step of it, and of rows each epoch's last one, whose checkpoint is the epoch's."""
+        journal.checkpoint_every, due = 2, list[int]()
+        for epoch in (0, 1):
+            with journal.epoch(epoch) as record:
+                for n in self.SIZES:
+                    record(small_batch(n), {"loss": 1.0, "correct": 1, "count": n})
+                    due += [record.step] * record.due
+        assert due == [2, 4, 6, 8]
+        assert [(row["epoch"], row["step"]) for row in journal.run.metrics()] == [
+            (1, 2), (1, 4), (1, 5), (2, 6), (2, 8), (2, 10)
+        ]  # fmt: skip

@@ -227,13 +227,15 @@ def test_two_stay_where_the_best_is_gone(tmp_path: Path) -> None:
     assert [path.stem for path in book.run.checkpoints("torch")] == ["epoch_0003", "epoch_0004"]
 
 
-def test_a_checkpoint_that_carries_no_evaluations_leaves_those_that_are_there(tmp_path: Path) -> None:
-    """As older versions wrote them; rows of the epoch that is trained again are dropped."""
+@pytest.mark.parametrize("carried", [False, True])
+def test_a_run_goes_back_to_the_rows_of_its_checkpoint(carried: bool, tmp_path: Path) -> None:
+    """Older versions' checkpoints carry no evaluations: those that are there stay. What is trained again is dropped."""
     book = of_journal(tmp_path, 4)
     for epoch in (1, 2, 3):
         book.run.log(step=3 * epoch, epoch=epoch, split="train", loss=1.0)
         book.run.log(step=3 * epoch, epoch=epoch, split="test", accuracy=1 / epoch)
-    book.progress = replace(book.progress, epoch=2, step=6, evaluations=None)
+    scored = [{"step": 3 * epoch, "epoch": epoch, "split": "test", "accuracy": 1 / epoch} for epoch in (1, 2)]
+    book.progress = replace(book.progress, epoch=2, step=6, evaluations=scored if carried else None)
     book.rewind()
     assert [(row["epoch"], row["split"]) for row in book.run.metrics()] == [
         (epoch, split) for epoch in (1, 2) for split in ("train", "test")

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+import common.data.bad
 from common.data import tfds
 from common.data.bad import check_bad, find_bad
 from common.data.crops import HostCrop
@@ -386,7 +387,9 @@ class TestBadOnes:
         Image.new("RGB", (1, 60000)).save(root / "bees" / "07.png")
         return ["ants/03.png", "bees/05.png"]
 
-    def test_all_are_found_and_named(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("chunk", [1, 4096])
+    def test_all_are_found_and_named(self, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(common.data.bad, "_CHUNK", chunk)
         expected = self.spoil(tmp_path)
         recipe = replace(RECIPE, dataset=f"folder:{tmp_path}", preprocess=replace(RECIPE.preprocess, resize=4000))
         splits = load_splits(recipe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import lcm
 from pathlib import Path
 
 from common.errors import UserError
@@ -26,8 +27,9 @@ def check_room(out: Path, each: int, recipe: Recipe, steps: int, options: TrainO
     Raises:
         UserError: it cannot fit.
     """
-    within = (steps - 1) // options.checkpoint_every if options.checkpoint_every else 0  # an epoch; its end has its own
-    written = recipe.epochs * (1 + within)
+    every, whole = options.checkpoint_every, recipe.epochs * steps
+    # So many steps of the run lie between two, whatever epochs they are of; the end of an epoch has its own.
+    written = recipe.epochs + (whole // every - whole // lcm(every, steps) if every else 0)
     # The best stays besides, never fewer than two do, and a new one is whole before an old one goes.
     stay = written if options.kept is None else min(written, options.kept + 1)
     most = stay if stay == written else stay + 1

@@ -123,8 +123,12 @@ def test_a_resumed_run_needs_the_same_data(run: RunFolder) -> None:
     again()
     with pytest.raises(UserError, match="began with 1437 train images, and there are 1000 now: a resumed run needs"):
         again(train=replace(train, ids=train.ids[:1000]))
-    with pytest.raises(UserError, match="began with 360 test images, but not the same ones"):
+    with pytest.raises(UserError, match=r"began with 360 test images, but not the same ones \(other names or labels\)"):
         again(test=replace(test, source=others))
+    assert isinstance(test.source, Arrays)
+    retouched = replace(test.source, images=255 - test.source.images)
+    with pytest.raises(UserError, match=r"began with 360 test images, but not the same ones \(other pixels\)"):
+        again(test=replace(test, source=retouched))
     with pytest.raises(UserError, match="began with the classes 0, 1, 2, 3, 4, and there are 1, 0, 2, 3, 4 now"):
         again(("1", "0", *NAMES[2:]))
     manifest = run.manifest

@@ -393,8 +393,11 @@ def test_a_checkpoint_more_is_written_before_an_old_one_goes(tmp_path: Path, mon
     (tmp_path / "run" / "kept").write_bytes(b"x")
     check_room(tmp_path / "run", 100, recipe, 23, options)
     monkeypatch.setattr(common.training.room, "free_at", lambda path: 10**9)
-    within = TrainOptions(checkpoint_every=10, keep="all")  # after steps 10, 20 and 23 of each epoch
-    assert check_room(tmp_path / "new", 10**6, recipe, 23, within) == "up to 24 checkpoints of 1.00 MB, 24.0 MB in all"
+    for steps, every in ((23, 10), (20, 10), (6, 4), (5, 7), (4, 4), (7, 1)):
+        within = TrainOptions(checkpoint_every=every, keep="all")
+        count = sum(step % every == 0 or step % steps == 0 for step in range(1, 8 * steps + 1))
+        said = check_room(tmp_path / "new", 10**6, recipe, steps, within)
+        assert said == f"up to {count} checkpoints of 1.00 MB, {significant(count)} MB in all"
 
 
 # The forms are the command's, the same for both; how a framework goes on is seen with one of them.

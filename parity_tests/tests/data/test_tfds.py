@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import requests
 import tensorflow_datasets as tfds
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from tensorflow_datasets.core import shuffle
 from tensorflow_datasets.core.download import checksums
 from tensorflow_datasets.image_classification import mnist
@@ -342,7 +342,7 @@ SYNSETS = [f"n{number:08}" for number in range(1000)]
 
 
 def write_photographs(root: Path, train: list[bytes], validation: list[bytes]) -> None:
-    """A dataset as imagenet2012 is prepared; photograph i has label 100 + i."""
+    """A dataset as imagenet2012 is prepared; photograph i has label 900 + i."""
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         name = "imagenet2012"
@@ -361,7 +361,7 @@ def write_photographs(root: Path, train: list[bytes], validation: list[bytes]) -
 
         def _generate_examples(self, photographs: list[bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
             for i, data in enumerate(photographs):
-                yield f"photo_{i}.JPEG", {"image": data, "label": 100 + i, "file_name": f"photo_{i}.JPEG"}
+                yield f"photo_{i}.JPEG", {"image": data, "label": 900 + i, "file_name": f"photo_{i}.JPEG"}
 
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     Builder(data_dir=root).download_and_prepare(file_format="array_record", download_config=config)
@@ -392,7 +392,7 @@ def test_photographs_through_the_pipeline(tmp_path: Path) -> None:
 
     shapes, labels, digest = run(0)
     assert shapes == [(3, 224, 224, 3), (3, 224, 224, 3), (1, 224, 224, 3)]
-    assert sorted(labels) == list(range(100, 107))
+    assert sorted(labels) == list(range(900, 907))
     assert run(0) == run(0, workers=2) == (shapes, labels, digest)
     assert run(1)[2] != digest
 
@@ -401,10 +401,24 @@ def test_photographs_are_decoded_as_they_were_written(tmp_path: Path) -> None:
     write_photographs(tmp_path, PHOTOGRAPHS[:2], PHOTOGRAPHS)
     _, test = load_photographs(tmp_path, 2, 7)
     (batch,) = batches(test, replace(get_recipe("imagenet"), batch_size=7), 0, train=False)
-    assert sorted(batch.labels.tolist()) == list(range(100, 107))
+    assert sorted(batch.labels.tolist()) == list(range(900, 907))
     for image, label in zip(batch.images, batch.labels, strict=True):
-        original = Image.open(io.BytesIO(PHOTOGRAPHS[label - 100])).convert("RGB")
+        original = Image.open(io.BytesIO(PHOTOGRAPHS[label - 900])).convert("RGB")
         np.testing.assert_array_equal(image, central_square(original, 256))
+
+
+def test_a_photograph_of_a_record_is_turned_upright() -> None:
+    """As one in a file is: Pillow's own turn, by the orientation that a camera held on its side writes."""
+    exif, stream = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = 6
+    lying = Image.open(io.BytesIO(PHOTOGRAPHS[0]))
+    lying.save(stream, "JPEG", quality=90, exif=exif)
+    records = tfds_data._Records(Path("here"), "train", [{"image": stream.getvalue(), "label": 3}], None)
+    with records.open(0) as (image, label):
+        expected = ImageOps.exif_transpose(Image.open(stream))
+        assert expected.size == lying.size[::-1]
+        np.testing.assert_array_equal(image, expected)
+        assert label == 3
 
 
 @pytest.mark.parametrize("damage", ["truncated", "not an image"])
@@ -418,7 +432,7 @@ def test_a_damaged_photograph_is_named(tmp_path: Path, damage: str) -> None:
             with train.source.open(index) as (image, label):  # type: ignore[attr-defined]
                 image.load()
             assert image.mode == "RGB"
-            assert image.size == Image.open(io.BytesIO(PHOTOGRAPHS[label - 100])).size
+            assert image.size == Image.open(io.BytesIO(PHOTOGRAPHS[label - 900])).size
         except UserError as error:
             failed.append((index, str(error)))
     ((index, text),) = failed

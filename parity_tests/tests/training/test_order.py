@@ -21,9 +21,11 @@ import torch
 from flax.traverse_util import unflatten_dict
 from scipy.special import log_softmax
 
+import flax_impl.engine
 import flax_impl.evaluate
 import flax_impl.feed
 import flax_impl.train
+import torch_impl.engine
 import torch_impl.evaluate
 import torch_impl.feed
 import torch_impl.train
@@ -381,6 +383,8 @@ def test_a_step_that_is_left_out_keeps_its_batch_statistics_and_nothing_else() -
     torch_impl.train.train_step(ours, inputs["torch"])
     masks = jax.random.key_data(jax.random.fold_in(jax.random.key(recipe.seed), 1)).tolist()
     assert list(ours.dropout.key) == jax.random.key_data(after.dropout_key).tolist() == masks, "it is a step to dropout"
+    assert torch_impl.engine.Engine(torch_impl.train.train_epoch).left_out(ours) == 2
+    assert flax_impl.engine.Engine(flax_impl.train.train_epoch).left_out(after) == 1
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

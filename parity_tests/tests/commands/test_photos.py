@@ -12,7 +12,8 @@ from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from signal import SIGINT
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 from unittest import mock
 from urllib.parse import unquote
 
@@ -34,10 +35,13 @@ from common.recipes.fitted import check_counts, fit_length, fit_start
 from common.recipes.spec import FineTune, Recipe, Schedule
 from common.recipes.zoo import get_recipe
 from common.reports import mistakes
+from common.reports.evaluation import Recorder
 from common.reports.page import Page, write_page
 from common.reports.sheets import Cell, draw_sheet
 from common.runs import hints
+from common.runs.choice import Choice
 from common.runs.folder import RunFolder
+from common.runs.scores import Scores
 from common.stopping import Stopped
 from common.training.options import TrainOptions
 from common.weights.network import Network
@@ -414,3 +418,33 @@ def test_some_of_each_class_are_held_out(tmp_path: Path) -> None:
     fitted, _, [said] = photos._hold_out(replace(recipe, val_fraction=0.0), held["train"])
     assert (fitted.val_fraction, fitted.patience) == (0, 0)
     assert said == "the last epoch is the result, whether or not it is the best"
+
+
+@pytest.mark.parametrize(
+    ("right", "said"), [(5, "50.0 %, give or take 31.0 %"), (10, "100.0 %, give or take 19.6 %"), (0, "0.0 %, give or")]
+)
+def test_a_page_says_what_chance_may_do(right: int, said: str) -> None:
+    """1.96 deviations of a share of ten, sqrt(p (1 - p) / 10); where all are right, nine right would be no surprise."""
+    run: Any = SimpleNamespace(
+        path=Path("run"), recipe=get_recipe("photos"), manifest={"data": {}, "device": "cpu"}, arch=ARCHS["alexnet"]
+    )
+    data: Any = SimpleNamespace(class_names=("a", "b"))
+    recorder = Recorder(2, keep=False)
+    recorder(np.array([0] * 7 + [1] * 3), np.eye(2)[[0] * right + [1] * (10 - right)])
+    scores = Scores(1.0, right, 10, 10)
+    page = photos._page(TOOLS["torch"], run, Choice(3, "the last"), scores, recorder, data, [], {}, 60.0)
+    assert f"names {right} of 10 pictures right that it was not trained on: {said}" in page.result
+    assert "the commonest class would get 70.0 %." in page.result
+    assert page.facts["result"] == "epoch 3 of 8, the last"
+
+
+def test_mistakes_have_the_probability_of_what_is_said_and_the_surest_come_first() -> None:
+    recorder = Recorder(3, keep=True)
+    recorder(np.array([0, 1]), np.array([[0.3, 0.2, 0.5], [0.25, 0.75, 0.0]]))
+    recorder(np.array([2, 1]), np.array([[0.1, 0.7, 0.2], [0.5, 0.3, 0.2]]))
+    data: Any = SimpleNamespace(class_names=("a", "b", "c"), files=["2.png", "right.png", "1.png", "0.png"])
+    assert mistakes.find_mistakes(recorder, data) == [
+        mistakes.Mistake("1.png", "b", 0.7, "c"),
+        mistakes.Mistake("0.png", "a", 0.5, "b"),
+        mistakes.Mistake("2.png", "c", 0.5, "a"),
+    ]

@@ -570,6 +570,11 @@ class TestConfusion:
         assert recorder.labels.tolist() == [0, 0, 2]
         assert recorder.probabilities.shape == (3, 3)
 
+    def test_the_classes_of_the_lowest_recall_are_printed_first(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Of which fewest are found: b with one of four, c with three of six, a with all of two."""
+        evaluation.show_classes(evaluation.class_scores(np.array([[2, 0, 0], [3, 1, 0], [0, 3, 3]]), "abc"))
+        assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["b", "c", "a", "average"]
+
     def test_probabilities_are_kept_only_where_asked_for(self) -> None:
         recorder = Recorder(3, keep=False)
         recorder(np.array([0], np.int32), np.array([[0.1, 0.8, 0.1]]))

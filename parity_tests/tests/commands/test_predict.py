@@ -674,6 +674,16 @@ def test_a_border_is_what_lies_outermost(light: bool) -> None:
     assert predictions.has_light_border(pixels) == light
 
 
+@pytest.mark.parametrize("turns", range(4))
+def test_all_four_edges_are_the_border(turns: int) -> None:
+    """Two of them light, 13 of 24 pixels, and one of them, which is 7."""
+    pixels = np.zeros((7, 7, 1), np.uint8)
+    pixels[0], pixels[:, -1] = 255, 255
+    assert predictions.has_light_border(np.rot90(pixels, turns))
+    pixels[1:, -1] = 0
+    assert not predictions.has_light_border(np.rot90(pixels, turns))
+
+
 @both
 def test_ink_on_paper_is_told_of_and_turned_round(
     framework: Framework, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

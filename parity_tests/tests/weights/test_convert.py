@@ -24,7 +24,7 @@ from common.weights import exchange
 from flax_impl import convert
 from flax_impl import weights as flax_weights
 from flax_impl.model import build
-from parity_tests.material import narrow
+from parity_tests.material import narrow, smallest
 from parity_tests.sides import make_pair
 from torch_impl import pth, weights
 from torch_impl.optim import OPTIMIZERS
@@ -320,6 +320,19 @@ def test_a_pth_under_the_other_suffix_is_explained(tmp_path: Path) -> None:
 def _command(monkeypatch: pytest.MonkeyPatch, main: Any, *arguments: Any) -> None:
     monkeypatch.setattr("sys.argv", ["command", *map(str, arguments)])
     main()
+
+
+@pytest.mark.parametrize(("classes", "fresh"), [(4, ("fc4",)), (5, ()), (6, ("fc4",)), (50, ("fc4",))])
+def test_a_last_layer_of_other_classes_stays_fresh(classes: int, fresh: tuple[str, ...]) -> None:
+    """Of more as of fewer; and without any dense layer in a file all of them do."""
+    arch = smallest().adapt(classes=5)
+    state = _state(arch.adapt(classes=classes))
+    loaded = exchange.check_partial(state, arch, "a file")
+    assert loaded.fresh == fresh
+    assert loaded.tensors.keys() == {name for name in exchange.shapes(arch) if name.split(".")[0] not in fresh}
+    alone = exchange.check_partial(exchange.backbone(state, arch), arch, "a file")
+    assert alone.fresh == ("fc3", "fc4")
+    assert {name.split(".")[0] for name in alone.tensors} == {"conv1", "conv2"}
 
 
 def test_a_file_says_what_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,7 @@ from common.runs.folder import RunFolder, changed, open_or_create
 from common.runs.journal import Journal
 from common.runs.manifest import write_manifest
 from common.weights import exchange
+from common.weights.network import about
 from parity_tests.material import narrow
 from torch_impl import weights
 from torch_impl.model import build
@@ -121,6 +122,7 @@ def test_a_resumed_run_needs_the_same_data(run: RunFolder) -> None:
         write_manifest(run, "torch", "cpu", ARCHS["alexnet_cifar"], names, None, {"train": train, "test": test} | data)
 
     again()
+    assert about(run).splits == {"train": train.fingerprint(), "test": test.fingerprint()}
     with pytest.raises(UserError, match="began with 1437 train images, and there are 1000 now: a resumed run needs"):
         again(train=replace(train, ids=train.ids[:1000]))
     with pytest.raises(UserError, match=r"began with 360 test images, but not the same ones \(other names or labels\)"):

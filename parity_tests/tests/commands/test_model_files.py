@@ -39,7 +39,16 @@ from common.recipes.zoo import get_recipe
 from common.runs.folder import RunFolder
 from common.runs.manifest import write_manifest
 from common.weights import exchange
-from common.weights.network import Given, about, complete, note_other_classes, result_at, with_given
+from common.weights.network import (
+    UNSAID,
+    Given,
+    about,
+    complete,
+    networks_at,
+    note_other_classes,
+    result_at,
+    with_given,
+)
 from flax_impl import convert
 from parity_tests.material import narrow
 
@@ -396,3 +405,17 @@ def test_a_folder_in_a_run_is_no_damaged_checkpoint(
     for suffix in (".pt", ".orbax"):  # these are told of as checkpoints
         (run.path / "checkpoints" / f"epoch_0001{suffix}").mkdir()
         assert "is a folder in" not in refused(framework, capsys, run.path / "checkpoints" / f"epoch_0001{suffix}")
+
+
+@pytest.mark.parametrize(("classes", "dataset"), [(1000, "imagenet2012"), (999, UNSAID), (5, UNSAID)])
+def test_only_of_a_thousand_classes_a_file_without_a_word_is_imagenets(
+    classes: int, dataset: str, tmp_path: Path
+) -> None:
+    arch = narrow(ARCHS["alexnet"], conv=32, dense=4).adapt(classes=classes)
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in exchange.shapes(arch).items()}
+    exchange.write(tmp_path / "bare.safetensors", tensors, arch)
+    [network] = networks_at(tmp_path / "bare.safetensors", "torch", "evaluate")
+    found = complete(network, lambda: tuple(f"class {label}" for label in range(1000)))
+    assert found.recipe.dataset == dataset
+    assert found.recipe.preprocess == get_recipe("imagenet").preprocess
+    assert len(found.class_names) == (1000 if classes == 1000 else 0)

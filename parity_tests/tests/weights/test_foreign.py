@@ -18,7 +18,7 @@ import flax_impl.weights
 import torch_impl.weights
 from common.arch.zoo import ARCHS
 from common.errors import UserError
-from common.weights import exchange
+from common.weights import exchange, foreign
 from common.weights.network import complete, result_at
 from parity_tests.material import narrow
 from torch_impl import pth
@@ -138,6 +138,17 @@ def test_the_part_is_chosen(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         exchange.read(tmp_path / "x.safetensors")[0]["fc8.bias"], first["classifier.6.bias"].numpy()
     )
+
+
+@pytest.mark.parametrize("place", ["ema", "model_ema", "state_dict_ema", "averaged_model", "swa_model", "SWA"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_running_mean_goes_behind_what_it_is_of(place: str, first: bool) -> None:
+    """By the names that timm, Lightning and `torch.optim.swa_utils` give it, wherever it stands."""
+    parts = {"model": theirs(0), place: theirs(1)}
+    part, _ = foreign.choose(parts if first else dict(reversed(parts.items())), "a file")
+    assert part.place == "model"
+    part, _ = foreign.choose({place: parts[place]}, "a file")
+    assert part.place == place, "where there is nothing else, it is taken"
 
 
 def test_the_rest_is_strict(tmp_path: Path) -> None:

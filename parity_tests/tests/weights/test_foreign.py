@@ -6,6 +6,7 @@ import argparse
 import io
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import flax_impl.weights
 import torch_impl.weights
 from common.arch.zoo import ARCHS
 from common.errors import UserError
+from common.recipes.spec import Preprocess
+from common.recipes.zoo import get_recipe
 from common.weights import exchange, foreign
 from common.weights.network import complete, result_at
 from parity_tests.material import narrow
@@ -185,3 +188,14 @@ def test_an_architecture_is_known_by_its_shapes(tmp_path: Path) -> None:
     network = complete(result_at(tmp_path / "x.safetensors", "flax", "predict"), pytest.fail)
     assert (network.arch, network.recipe.name) == (ARCHS["lenet"].adapt(classes=3), "fashion_mnist_lenet")
     assert (network.stored, network.names) == ((28, 28, 1), ("class 0", "class 1", "class 2"))
+
+
+@pytest.mark.parametrize("name", ["alexnet_cifar", None])
+@pytest.mark.parametrize("resize", [48, 32])
+def test_a_network_is_for_the_images_of_its_recipe(name: str | None, resize: int, monkeypatch: Any) -> None:
+    """Without an adaptive pool its first dense layer is made for them."""
+    monkeypatch.setitem(ARCHS, "alexnet_cifar", narrow(ARCHS["alexnet_cifar"]))
+    recipe = replace(get_recipe("cifar10"), preprocess=Preprocess(resize=resize))
+    arch = ARCHS["alexnet_cifar"].adapt(height=resize, width=resize, classes=4)
+    state = {name: np.zeros(shape, np.float32) for name, shape in exchange.shapes(arch).items()}
+    assert foreign.fit(state, name, recipe) == arch

@@ -30,8 +30,8 @@ import torch_impl.evaluate
 import torch_impl.feed
 import torch_impl.train
 from common.arch.spec import AvgPool, LocalResponseNorm
-from common.data.batch import NO_FACTS
-from common.recipes.spec import FineTune, LossScale, Optimizer, Preprocess, Recipe, Schedule
+from common.data.batch import NO_FACTS, Facts
+from common.recipes.spec import FineTune, LossScale, Mix, Optimizer, Preprocess, Recipe, Schedule
 from flax_impl import convert, layers
 from flax_impl import model as flax_model
 from parity_tests.material import smallest
@@ -385,6 +385,33 @@ def test_a_step_that_is_left_out_keeps_its_batch_statistics_and_nothing_else() -
     assert list(ours.dropout.key) == jax.random.key_data(after.dropout_key).tolist() == masks, "it is a step to dropout"
     assert torch_impl.engine.Engine(torch_impl.train.train_epoch).left_out(ours) == 2
     assert flax_impl.engine.Engine(flax_impl.train.train_epoch).left_out(after) == 1
+
+
+def test_a_right_guess_is_of_the_own_label_however_little_of_it_is_left() -> None:
+    """Of two thirds of the rows it is guessed right, and of the others what they are mixed with, by nine tenths."""
+    recipe = replace(RECIPE, precision="float32", finetune=FineTune(), mix=Mix(mixup=1.0))
+    states, inputs = _states(recipe), _inputs(9)
+    labels, partner = np.array([0, 1, 2] * 3, np.int32), np.roll(np.arange(9, dtype=np.int32), 1)
+    guesses = np.where(np.arange(9) < 6, labels, labels[partner])
+    draws: Any = {"mixup": np.full(9, 0.1), "cut": np.zeros((9, 4), np.int32), "share": np.full(9, 0.1)}
+    logits = np.eye(3, dtype=np.float32)[guesses]
+    ours = inputs["torch"]._replace(
+        labels=torch.from_numpy(labels).long(),
+        draws={name: torch.from_numpy(rows) for name, rows in draws.items()},
+        facts=Facts(torch.from_numpy(partner).long()),
+    )
+    made = torch.zeros(()), torch.from_numpy(logits)
+    with mock.patch.object(torch_impl.train, "accumulate", return_value=made):
+        sums = torch_impl.train.train_step(states["torch"], ours)
+    assert (int(sums["correct"]), int(sums["count"])) == (6, 9)
+    theirs = inputs["flax"]._replace(labels=jnp.asarray(labels), draws=draws, facts=Facts(jnp.asarray(partner)))
+
+    def accumulate(_: Any, state: Any, *rest: Any) -> Any:
+        return jax.tree.map(jnp.zeros_like, state.params), state.batch_stats, jnp.zeros(()), jnp.asarray(logits)
+
+    with mock.patch.object(flax_impl.train, "accumulate", accumulate):
+        _, found = jax.jit(unwrap(flax_impl.train.train_step))(states["flax"], theirs)
+    assert (int(found["correct"]), int(found["count"])) == (6, 9)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

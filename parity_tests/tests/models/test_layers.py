@@ -296,3 +296,13 @@ def test_batch_norm(shape: tuple[int, ...]) -> None:
     output = ours(torch.tensor(x).permute(0, 3, 1, 2)).detach().numpy()
     theirs = _Norm().apply(variables, jnp.asarray(x), train=False)
     np.testing.assert_allclose(np.asarray(theirs).transpose(0, 3, 1, 2), output, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_batch_norm_of_one_value_has_no_spread() -> None:
+    """A variance over n - 1 that are none would be no number: the running one falls to nine tenths."""
+    variables: Any = _Norm().init(jax.random.key(0), jnp.zeros((1, 1, 1, 6)), train=False)
+    made, updates = _Norm().apply(variables, jnp.full((1, 1, 1, 6), 5.0), train=True, mutable=["batch_stats"])
+    assert np.array_equal(made, np.zeros((1, 1, 1, 6)))
+    np.testing.assert_allclose(updates["batch_stats"]["BatchNorm_0"]["var"], np.full(6, 0.9), rtol=1e-6)
+    np.testing.assert_allclose(updates["batch_stats"]["BatchNorm_0"]["mean"], np.full(6, 0.5), rtol=1e-6)

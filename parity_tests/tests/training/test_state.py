@@ -269,6 +269,22 @@ def test_an_optimizers_whole_memory_travels(name: Any, tune: FineTune) -> None:
                 assert value.item() == 9 - late.get(parameter_name, 0)
 
 
+def test_what_is_frozen_has_an_empty_memory() -> None:
+    """PyTorch's Adam makes none of it; Flax's is of zeros from the start, as what travels to it must be."""
+    recipe = RECIPES["adamw, fine-tuned"]
+    state, _ = make_states(recipe, ARCH, 2)
+    head = {name for name, _ in state.model.named_parameters() if name.split(".")[0] in recipe.head_layers(ARCH)}
+    for name, parameter in state.model.named_parameters():
+        parameter.grad = torch.ones_like(parameter) if name in head else None
+    state.optimizer.step()
+    found = torch_impl.optim.optimizer_state(state.optimizer, state.model)
+    assert found.slots.keys() == {"exp_avg", "exp_avg_sq"}
+    for rows in found.slots.values():
+        assert {name for name, memory in rows.items() if memory.any()} == head
+        assert rows.keys() - head == found.frozen.keys()
+    assert (found.step, {*found.frozen.values()}) == (1, {1})
+
+
 @pytest.mark.parametrize("side", ["from_torch", "to_torch"])
 def test_every_element_of_every_tensor_has_a_place_of_its_own_in_the_other_framework(side: str) -> None:
     """Each of distinct numbers arrives once, in the tensor of its name and where the axes' names say."""

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.extend.random import threefry_2x32
 
 from parity_tests.material import smallest
 from parity_tests.sides import make_states
@@ -53,6 +54,17 @@ def test_across_chunks(wide: bool) -> None:
     with _x64(wide):
         theirs = np.asarray(jax.random.bernoulli(jax.random.key(3), 0.5, (128, 9216))).ravel()
     np.testing.assert_array_equal(bernoulli(seed_key(3), 0.5, theirs.size, wide=wide).numpy(), theirs)
+
+
+@pytest.mark.parametrize("first", [2**32 - 2, 2**32 + 5, 3 * 2**33 + 1])
+def test_elements_beyond_four_billion_have_words_of_their_own(first: int) -> None:
+    """JAX's cipher of their 64-bit numbers: of a large batch on several processes a later one begins there."""
+    index = np.arange(first, first + 4, dtype=np.uint64)
+    words = np.concatenate([index >> np.uint64(32), index & np.uint64(2**32 - 1)]).astype(np.uint32)
+    high, low = np.asarray(threefry_2x32(jax.random.key_data(jax.random.key(9)), jnp.asarray(words))).reshape(2, 4)
+    for keep in (0.1, 0.3, 0.5, 0.7, 0.9):
+        ours = bernoulli(seed_key(9), keep, 4, wide=False, first=first).numpy()
+        np.testing.assert_array_equal(ours, (high ^ low) / 2**32 < keep)
 
 
 class _Nested(nn.Module):

@@ -264,6 +264,26 @@ def test_unscaled_then_clipped_together_then_decayed_and_only_taken_steps_count(
                 assert far > 100 * BOUND, wrong
 
 
+def test_a_run_has_the_rates_of_its_recipe_from_its_first_step_to_its_last() -> None:
+    """Of a cosine, which ends with the run: plain SGD by gradients of one takes the rate off a parameter."""
+    schedule, plain = Schedule("cosine", warmup_epochs=1, final=0.1), Optimizer(lr=0.25)
+    recipe = replace(RECIPE, precision="float64", epochs=4, schedule=schedule, optimizer=plain, finetune=FineTune())
+    with jax.enable_x64(True):
+        states, count = _states(recipe), 4 * PER_EPOCH
+        for framework, state in states.items():
+            step, parameters = SIDES[framework]
+            before, rates = parameters(state)["fc4.bias"], list[float]()
+            ones = {name: np.ones(value.shape) for name, value in parameters(state).items()}
+            for _ in range(count):
+                state = step(state, ones)
+                after = parameters(state)["fc4.bias"]
+                rates.append(float((before - after).mean()))
+                before = after
+            assert rates == pytest.approx([recipe.learning_rate(s, PER_EPOCH) for s in range(count)], rel=1e-9), (
+                framework
+            )
+
+
 class _TorchLogits(torch.nn.Module):
     """A network whose logits are the first pixels, scaled, and fc4's bias, in 16 bits."""
 

@@ -217,10 +217,12 @@ class TestListing:
             mode = {".pbm": "1", ".pgm": "L"}.get(suffix, "RGB")
             _parent(tmp_path / "ants" / "0")
             Image.new(mode, (8, 8)).save(tmp_path / "ants" / f"0{suffix}", form_of(suffix))
+        for name in ("1.JPG", "1.Png", "1.TIFF"):  # as cameras and scanners write them
+            Image.new("RGB", (8, 8)).save(tmp_path / "ants" / name)
         for name in ("a.heic", "b.heic", "c.txt", "d"):
             (tmp_path / "ants" / name).touch()
         data = load_unseen(f"folder:{tmp_path}")
-        assert len(data) == len(IMAGE_SUFFIXES) + 2
+        assert len(data) == len(IMAGE_SUFFIXES) + 3 + 2
         assert data.source.read(data.ids, HostCrop(8))[0].shape == (len(data), 8, 8, 3)
         assert data.notes == ("passed over: 4 with a suffix of no picture (.heic 2, .txt 1, none 1)",)
 

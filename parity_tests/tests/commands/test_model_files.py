@@ -8,6 +8,7 @@ import json
 import shutil
 import unicodedata
 from contextlib import nullcontext, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,9 +40,11 @@ from common.recipes.zoo import get_recipe
 from common.runs.folder import RunFolder
 from common.runs.manifest import write_manifest
 from common.weights import exchange
+from common.weights.examples import examples
 from common.weights.network import (
     UNSAID,
     Given,
+    Network,
     about,
     complete,
     networks_at,
@@ -419,3 +422,12 @@ def test_only_of_a_thousand_classes_a_file_without_a_word_is_imagenets(
     assert found.recipe.dataset == dataset
     assert found.recipe.preprocess == get_recipe("imagenet").preprocess
     assert len(found.class_names) == (1000 if classes == 1000 else 0)
+
+
+def test_of_other_data_nothing_is_held_out() -> None:
+    """The share that a recipe holds out is of its own data alone; of these it is the run's."""
+    recipe = replace(get_recipe("digits"), val_fraction=0.25)
+    network = Network(Path("x.safetensors"), ARCHS["lenet"], replace(recipe, dataset="mnist"), tuple("0123456789"))
+    assert len(examples(network, None, "digits", "train")) == 1437
+    own = replace(network, known=recipe)
+    assert [len(examples(own, None, None, split)) for split in ("train", "val", "test")] == [1078, 359, 360]

@@ -162,6 +162,12 @@ def test_a_runs_curves_stand_over_epochs(tmp_path: Path) -> None:
     for axis in (losses, accuracies):
         [mark] = (points for label, points in axis.items() if label.startswith("epoch 2: the best"))
         assert [x for x, _ in mark] == [2, 2]
+    run = made(tmp_path / "without", "torch", 1, {"test": [0.5, 0.75, 0.5]})
+    (run.path / "manifest.json").write_text(json.dumps(run.manifest | {"arch": to_dict(ARCHS["lenet"])}))
+    with mock.patch.object(Figure, "savefig", keep):
+        plots.curves(run)
+    [last] = (line for line in kept[1].axes[0].lines if str(line.get_label()).startswith("epoch 3: the last"))
+    assert np.asarray(last.get_xdata()).tolist() == [3, 3]
 
 
 def test_a_picture_that_takes_anothers_place_is_told_of(

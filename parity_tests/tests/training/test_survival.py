@@ -32,9 +32,12 @@ import common.runs.plots
 from common.arch.spec import Arch
 from common.arch.zoo import ARCHS, get_arch
 from common.commands.train import run_train
+from common.data.load import load_dataset
 from common.data.photos import open_image
+from common.data.pipeline import batches
 from common.errors import DamagedError, UserError
 from common.frameworks import FRAMEWORKS, Framework
+from common.recipes.spec import Mix
 from common.recipes.zoo import get_recipe
 from common.runs.folder import RunFolder
 from common.runs.journal import EpochRecord, Journal
@@ -537,6 +540,29 @@ def test_what_takes_less_memory_is_not_called_the_same_run_where_it_is_another(
     assert ("--accumulate" in said) == accumulates
     with nullcontext() if accumulates else pytest.raises(UserError, match="batch norm"):
         world.check(replace(get_recipe("cifar10"), accumulate=4), arch)
+
+
+def test_what_is_tried_of_a_batch_is_a_training_steps(tmp_path: Path) -> None:
+    """With all that is drawn for it: a flipped and mixed batch takes more memory than a plain one."""
+    recipe = replace(get_recipe("digits"), batch_size=24, mix=Mix(mixup=0.2))
+    recipe = replace(recipe, preprocess=replace(recipe.preprocess, flip=True))
+    book = Journal(RunFolder.create(tmp_path / "run", recipe), "torch", ARCHS["lenet"], 60, 10)
+    tried: list[Any] = []
+
+    def attempt(batch: Any) -> None:
+        tried.append(batch)
+        if batch.count > 3:
+            raise MemoryError
+
+    train, _ = load_dataset("digits")
+    said = faults.out_of_memory(book, train, attempt, lambda error: isinstance(error, MemoryError), World())
+    assert "3 at a time fit: --accumulate 8 gives the same run" in said
+    assert [batch.count for batch in tried] == [12, 6, 3]
+    first = next(batches(train, recipe, 0, train=True))
+    for batch in tried:
+        assert batch.draws.keys() == first.draws.keys() >= {"flip", "mixup"}
+        assert np.array_equal(batch.ids, first.ids[: batch.count])
+        assert max(batch.facts.partner) < batch.count
 
 
 @both

@@ -597,4 +597,4 @@ def test_a_floor_that_is_given_counts_where_a_share_is_less(size: float, passes:
 def test_what_is_too_large_on_the_right_hides_nothing_small() -> None:
     """The scale of a phase is the left's, which the right is held to."""
     left, right = ({"gradient": {"b": np.array([b]), "w": np.array([w])}} for b, w in ((1e-3, 1.0), (1.1e-3, 1e6)))
-    assert [d.within for d in differences(left, right, 0, Bounds(1e-6, share=1e-4))] == [False, False]
+    assert [d.within for d in differences(left, right, 0, Bounds(1e-4, share=1e-4))] == [False, False]

@@ -31,9 +31,8 @@ from common.weights.exchange import shapes
 from flax_impl.convert import from_torch, to_torch
 from flax_impl.init import initialize as initialize_flax
 from flax_impl.state import init_state as init_flax
-from parity_tests.results import ROOT
-from parity_tests.material import narrow
 from parity_tests.material import narrow, smallest
+from parity_tests.results import ROOT
 from torch_impl.init import initialize as initialize_torch
 from torch_impl.state import init_state as init_torch
 
@@ -244,6 +243,8 @@ def test_flax_draws_the_same_bits_within_another_function() -> None:
     command = [sys.executable, "-c", f"from {__name__} import same_bits; same_bits()"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_network_by_name_begins_with_its_scheme_and_seed(framework: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And has so many classes as it is asked for; PyTorch's own scheme and seed 0 where nothing is."""

@@ -52,6 +52,7 @@ ORIGINS = {
     "mutation.json": Origin("make mutate", ()),  # each file in it has a commit of its own
     "pairs-*.json": Origin(".venv/bin/python -m benchmarks.pairs RECIPE --again", PRODUCT),
     "parity-*.json": Origin("make parity", (*PROOF, "parity_tests/table.py")),
+    "photos-*.json": Origin(".venv/bin/python -m benchmarks.photos", (*PRODUCT, "benchmarks/photos.py")),
     "programs-*.json": Origin(".venv/bin/python -m parity_tests.programs", ("flax_impl", "common/arch")),
     "soak-*.json": Origin("make soak", (*PRODUCT, "stress/soak.py")),
 }

@@ -1,7 +1,7 @@
-"""The tables of README and docs that say what the recipes come to, written from benchmarks/results/accuracy.json.
+"""The tables of README and docs that say what the recipes come to, written from what is below benchmarks/results.
 
-`python -m benchmarks.measured_tables` fills the last column of the tables of recipes and writes docs/results.md. No
-figure in them is typed: a test writes them again and finds them as they are.
+`python -m benchmarks.measured_tables` fills the last column of the tables of recipes, writes docs/results.md and the
+table of photographs in docs/data.md. No figure in them is typed: a test writes them again and finds them as they are.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import tyro
 
+from benchmarks import photos
 from benchmarks.measured import FILE, is_whole, read
 from benchmarks.pairs import by_seed, difference
 from common.commands.shell import guard
@@ -28,6 +29,7 @@ PAGES = ("README.md", "docs/recipes.md")  # with a table of recipes, whose last 
 HEAD = "measured here"
 NONE = "not measured"
 RESULTS_PAGE = "docs/results.md"
+PHOTOS_PAGE = "docs/data.md"
 INTRODUCTION = """\
 # Results
 
@@ -158,6 +160,7 @@ def results_page(rows: Sequence[Row], folder: Path) -> str:
 def pages(root: Path, rows: Sequence[Row], folder: Path = RESULTS) -> dict[str, str]:
     """Every page that has such figures, as it must be; `folder` has the pairs."""
     filled = {name: fill((root / name).read_text("utf-8"), rows) for name in PAGES}
+    filled[PHOTOS_PAGE] = photos.fill((root / PHOTOS_PAGE).read_text("utf-8"), read(photos.FILE))
     return filled | {RESULTS_PAGE: results_page(rows, folder)}
 
 

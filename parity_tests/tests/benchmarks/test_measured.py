@@ -7,11 +7,15 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from benchmarks import age, measured, pairs
+from benchmarks import age, measured, pairs, photos
 from benchmarks.measured import CPU, FILE, GPU, Run, add, read, settings
 from benchmarks.measured_tables import NONE, PAGES, RESULTS_PAGE, cell, fill, pages
+from common.data.dataset import whole
+from common.data.sources import Arrays
 from common.errors import UserError
 from common.recipes.zoo import RECIPES
 from parity_tests import results
@@ -37,7 +41,8 @@ def test_a_figure_that_is_typed_is_found() -> None:
     row = next(row for row in ROWS if row["recipe"] == "digits")
     better = [{**each, "test_accuracy": [0.999]} if each is row else each for each in ROWS]
     written = {name: (ROOT / name).read_text("utf-8") for name in (*PAGES, RESULTS_PAGE)}
-    assert all(text != written[name] for name, text in pages(ROOT, better).items())
+    anew = pages(ROOT, better)
+    assert all(anew[name] != text for name, text in written.items())
 
 
 def stale(row: dict[str, Any]) -> bool:
@@ -194,3 +199,42 @@ def test_a_result_is_of_the_code_that_files_it(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(results, "commit", lambda: "of now")
     results.file(tmp_path / "it.json", {"commit": "of then", "rows": []})
     assert json.loads((tmp_path / "it.json").read_text()) == {"commit": "of now", "rows": []}
+
+
+def test_photographs_are_told_by_start_and_framework() -> None:
+    """Mean and sample standard deviation of the seeds, in place of the table that was there."""
+    rows = [
+        {"start": "scratch", "framework": "torch", "test_accuracy": 0.01 * score} for score in (70.0, 73.0, 76.0)
+    ] + [{"start": "scratch", "framework": "flax", "test_accuracy": 0.5}]
+    page = f"before\n{photos.HEAD}\n|---|---|---|\n| scratch | 99 % | 99 % |\n\n| other |\n"
+    assert photos.fill(page, rows).split("\n") == [
+        *("before", photos.HEAD, "|---|---|---|"),
+        "| torchvision's convolutions | not measured | not measured |",
+        "| scratch | 73.0 ± 3.0 % (3 seeds) | 50.0 % (1 seed) |",
+        *("", "| other |", ""),
+    ]
+
+
+def test_photographs_are_the_first_of_each_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names, rng = ("cat", "frog", "ship", "horse", "airplane"), np.random.default_rng(0)
+    splits = [
+        whole(
+            "cifar10",
+            split,
+            (4, 4, 3),
+            names,
+            Arrays(rng.integers(0, 256, (60, 4, 4, 3), np.uint8), rng.integers(0, 5, 60).astype(np.int32)),
+        )
+        for split in ("train", "test")
+    ]
+    monkeypatch.setattr(photos, "load_dataset", lambda name: splits)
+    monkeypatch.setattr(photos, "EACH", {"train": 3, "test": 2})
+    photos.write_pictures(tmp_path)
+    for data, (split, each) in zip(splits, photos.EACH.items(), strict=True):
+        assert {path.name for path in (tmp_path / split).iterdir()} == {*photos.CLASSES}
+        images, labels = data.source.read(data.ids, None)
+        for name in photos.CLASSES:
+            first = np.flatnonzero(labels == names.index(name))[:each]
+            assert {path.name for path in (tmp_path / split / name).iterdir()} == {f"{place}.png" for place in first}
+            with Image.open(tmp_path / split / name / f"{first[0]}.png") as picture:
+                np.testing.assert_array_equal(np.asarray(picture), images[first[0]])

@@ -127,7 +127,7 @@ def test_micro_batches_equal_one_large_batch(side: int) -> None:
         watched = make_pair(recipe, subject.arch, per_epoch)[side]
         runs.append([watched.step(batch) for batch in first_batches(subject.data, recipe, per_epoch)])
     for one, other in zip(*runs, strict=True):
-        for phase in ("activation", "gradient", "parameter"):
+        for phase in ("activation", "loss", "gradient", "parameter"):
             for name, tensor in one[phase].items():
                 scale = np.abs(tensor).max()
                 np.testing.assert_allclose(other[phase][name], tensor, rtol=0, atol=1e-12 * scale, err_msg=name)

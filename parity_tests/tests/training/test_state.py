@@ -26,12 +26,14 @@ import torch_impl.checkpoint
 import torch_impl.optim
 import torch_impl.state
 import torch_impl.train
+import torch_impl.world
 from common.arch.spec import Arch
 from common.data.batch import NO_FACTS
 from common.errors import NonFiniteError
 from common.recipes.spec import FineTune, Optimizer, Preprocess, Recipe, Schedule
 from common.runs.progress import Progress
 from common.weights import exchange
+from common.world import World
 from flax_impl import convert
 from parity_tests.material import smallest
 from parity_tests.sides import make_states
@@ -283,6 +285,31 @@ def test_what_is_frozen_has_an_empty_memory() -> None:
         assert {name for name, memory in rows.items() if memory.any()} == head
         assert rows.keys() - head == found.frozen.keys()
     assert (found.step, {*found.frozen.values()}) == (1, {1})
+
+
+def test_a_process_that_follows_has_all_that_the_first_one_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's world, without its processes: weights, memory, schedule, scale and step travel, and one number."""
+    first, other = _torch_started(RECIPES["sgd, float16"]), _torch_started(RECIPES["sgd, float16"])
+    kept = _torch_kept(first)
+    for field, content in _Changes()(deepcopy(kept)).items():
+        value = getattr(first, field)
+        if hasattr(value, "load_state_dict"):
+            value.load_state_dict(content)
+        else:
+            setattr(first, field, content)
+    sent: list[Any] = []
+
+    def broadcast(message: list[Any], **_: Any) -> None:
+        if sent:
+            message[:] = sent
+        sent[:] = message
+
+    monkeypatch.setattr(torch_impl.world.dist, "broadcast_object_list", broadcast)
+    monkeypatch.setattr(torch_impl.world, "DistributedDataParallel", lambda model, **_: model)
+    assert torch_impl.world.share(first, World(0, 2), 5) == 5
+    assert torch_impl.world.share(other, World(1, 2), 0) == 5
+    _assert_same(_torch_kept(other), _torch_kept(first))
+    assert other.step > 0
 
 
 @pytest.mark.parametrize("side", ["from_torch", "to_torch"])

@@ -18,6 +18,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -34,6 +35,7 @@ from common.data.pipeline import batches
 from common.errors import UserError
 from common.frameworks import Framework
 from common.recipes.zoo import RECIPES
+from common.training import loop
 from common.training.launch import Launch
 from common.training.loop import fit
 from common.training.options import TrainOptions
@@ -216,6 +218,26 @@ def test_float16_leaves_out_the_same_steps(framework: Framework, tmp_path: Path)
         scales.add(first.scales)
     [history] = scales
     assert any(later < earlier for earlier, later in pairwise(history))
+
+
+@pytest.mark.parametrize(
+    ("first", "done", "scored"), [(0, 0, False), (1, 4, True), (1, 6, False), (2, 8, True), (3, 12, True)]
+)
+def test_a_process_that_follows_scores_where_the_first_one_does(first: int, done: int, scored: bool) -> None:
+    """Which scores a finished epoch again when it goes on; what one alone computes, waits for the others forever."""
+    seen: list[str] = []
+    engine = SimpleNamespace(
+        share=lambda state, world, own: (state, first),
+        steps_done=lambda state: done,
+        agree=lambda goes_on, world: False,
+        evaluate=lambda state, feed: seen.append(feed),
+    )
+    splits = {"train": "training", "val": "validation", "test": "testing"}
+    job: Any = SimpleNamespace(
+        engine=engine, world=World(1, 2), recipe=SimpleNamespace(epochs=3), steps=4, feeds=lambda state: dict(splits)
+    )
+    loop._follow(job, None)
+    assert seen == (["validation", "testing"] if scored else [])
 
 
 class TestRows:

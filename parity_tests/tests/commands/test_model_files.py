@@ -32,7 +32,7 @@ from common.commands.evaluate import run_evaluate
 from common.commands.export import run_export
 from common.commands.predict import run_predict
 from common.data.classes import difference, read_names
-from common.data.load import load_dataset
+from common.data.load import load_dataset, load_splits
 from common.errors import UserError
 from common.frameworks import Framework
 from common.recipes.spec import Preprocess, Recipe
@@ -431,3 +431,23 @@ def test_of_other_data_nothing_is_held_out() -> None:
     assert len(examples(network, None, "digits", "train")) == 1437
     own = replace(network, known=recipe)
     assert [len(examples(own, None, None, split)) for split in ("train", "val", "test")] == [1078, 359, 360]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_what_a_run_has_skipped_it_does_not_see_again(split: Any, tmp_path: Path) -> None:
+    """Ten pictures of each class, the first and every fifth of them to test on, two of which cannot be read."""
+    for place in range(20):
+        path = tmp_path / "data" / "ab"[place % 2] / f"{place:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    bad = ["a/02.png", "b/01.png"]
+    for name in bad:
+        (tmp_path / "data" / name).write_bytes(b"nothing")
+    recipe = replace(get_recipe("photos_scratch"), dataset=f"folder:{tmp_path / 'data'}", val_fraction=0.0, patience=0)
+    run, splits = RunFolder.create(tmp_path / "run", recipe), load_splits(recipe, None, bad)
+    write_manifest(run, "torch", "cpu", ARCHS["lenet"], ("a", "b"), data=splits, skipped=bad)
+    network = Network(run.path / "x.pt", ARCHS["lenet"], recipe, ("a", "b"), splits=about(run).splits)
+    found = examples(network, run.path, None, split)
+    assert found.fingerprint() == splits[split].fingerprint()
+    assert sum(map(len, splits.values())) == 18
+    assert not {Path(file).relative_to(tmp_path / "data").as_posix() for file in found.files} & {*bad}

@@ -20,9 +20,11 @@ import pytest
 import torch
 
 import flax_impl.checkpoint
+import flax_impl.evaluate
 import flax_impl.optim
 import flax_impl.state
 import torch_impl.checkpoint
+import torch_impl.evaluate
 import torch_impl.optim
 import torch_impl.state
 import torch_impl.train
@@ -33,6 +35,7 @@ from common.errors import NonFiniteError
 from common.recipes.spec import FineTune, Optimizer, Preprocess, Recipe, Schedule
 from common.runs.progress import Progress
 from common.weights import exchange
+from common.weights.network import Network
 from common.world import World
 from flax_impl import convert
 from parity_tests.material import smallest
@@ -231,6 +234,27 @@ def test_what_pytorchs_checkpoints_leave_out_is_not_changed_by_a_step() -> None:
     for each in (state, other):
         each.dropout.at(41)
     assert state.dropout.key == other.dropout.key
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_network_opens_in_the_precision_of_its_recipe(tmp_path: Path) -> None:
+    """Of a checkpoint, and of a file that holds its numbers in float32."""
+    recipe = replace(BASE, precision="float64")
+    ours, theirs = make_states(recipe, ARCH, 2)
+    torch_impl.checkpoint.save(tmp_path / "state.pt", ours, _progress(recipe, ARCH, 0))
+    flax_impl.checkpoint.save(tmp_path / "state.orbax", theirs, _progress(recipe, ARCH, 0))
+    wanted = {n: t.numpy() for n, t in ours.model.state_dict().items() if not n.endswith(exchange.COUNTER)}
+    exchange.write(tmp_path / "x.safetensors", {n: t.astype(np.float32) for n, t in wanted.items()}, ARCH)
+    for name, rounded in (("state", False), ("x.safetensors", True)):
+        files = [tmp_path / (name if rounded else f"{name}{suffix}") for suffix in (".pt", ".orbax")]
+        networks = [Network(file, ARCH, recipe, ()) for file in files]
+        model = torch_impl.evaluate.open_network(networks[0], "cpu")
+        _, variables = flax_impl.evaluate.open_network(networks[1], "cpu")
+        found = convert.to_torch(variables, ARCH)
+        for key, value in wanted.items():
+            expected = value.astype(np.float32).astype(np.float64) if rounded else value
+            np.testing.assert_array_equal(model.state_dict()[key].numpy(), expected, strict=True)
+            np.testing.assert_array_equal(found[key], expected, strict=not rounded)
 
 
 def _distinct(offset: int) -> dict[str, np.ndarray]:

@@ -20,14 +20,19 @@ import pytest
 import torch
 
 import flax_impl.checkpoint
+import flax_impl.engine
 import flax_impl.evaluate
 import flax_impl.optim
 import flax_impl.state
+import flax_impl.train
+import flax_impl.weights
 import torch_impl.checkpoint
+import torch_impl.engine
 import torch_impl.evaluate
 import torch_impl.optim
 import torch_impl.state
 import torch_impl.train
+import torch_impl.weights
 import torch_impl.world
 from common.arch.spec import Arch
 from common.data.batch import NO_FACTS
@@ -255,6 +260,46 @@ def test_a_network_opens_in_the_precision_of_its_recipe(tmp_path: Path) -> None:
             expected = value.astype(np.float32).astype(np.float64) if rounded else value
             np.testing.assert_array_equal(model.state_dict()[key].numpy(), expected, strict=True)
             np.testing.assert_array_equal(found[key], expected, strict=not rounded)
+
+
+def _engines() -> tuple[Any, Any]:
+    loops: Any = torch_impl.train.train_epoch, flax_impl.train.train_epoch
+    return torch_impl.engine.Engine(loops[0]), flax_impl.engine.Engine(loops[1])
+
+
+def test_a_run_starts_from_all_that_a_file_holds(tmp_path: Path) -> None:
+    """Running averages of batch norm are no parameters, but they are the network's."""
+    ours, theirs = make_states(BASE, ARCH, 2)
+    held = {n: np.full(shape, 0.5 + i, np.float32) for i, (n, shape) in enumerate(exchange.shapes(ARCH).items())}
+    exchange.write(tmp_path / "x.safetensors", held, ARCH)
+    engine, other = _engines()
+    ours, fresh = engine.start_weights(ours, tmp_path / "x.safetensors")
+    theirs, too = other.start_weights(theirs, tmp_path / "x.safetensors")
+    assert fresh == too == ()
+    found = convert.to_torch(theirs.variables, ARCH)
+    for name, value in held.items():
+        np.testing.assert_array_equal(ours.model.state_dict()[name].numpy(), value, name)
+        np.testing.assert_array_equal(found[name], value, name)
+
+
+@pytest.mark.parametrize("pretrained", ["no", "backbone", "all"])
+def test_a_run_starts_from_what_its_recipe_says_of_torchvisions_weights(
+    pretrained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = make_states(BASE, ARCH, 2)
+    recipe, asked = replace(BASE, pretrained=pretrained), list[bool]()
+
+    def load(given: Any, arch: Any, *, backbone: bool = False) -> Any:
+        asked.append(backbone)
+        return (given, ("fc4",)) if isinstance(given, dict) else ("fc4",)
+
+    engine, other = _engines()
+    for module in (torch_impl.weights, flax_impl.weights):
+        monkeypatch.setattr(module, "load_pretrained", load)
+    _, fresh = engine.start_weights(replace(ours, recipe=recipe), None)
+    _, too = other.start_weights(theirs.replace(recipe=recipe), None)
+    assert asked == ([] if pretrained == "no" else [pretrained == "backbone"] * 2)
+    assert fresh == too == (None if pretrained == "no" else ("fc4",))
 
 
 def _distinct(offset: int) -> dict[str, np.ndarray]:

@@ -21,6 +21,8 @@ from common.arch.zoo import ARCHS
 from common.commands.train import run_train
 from common.config import read_json
 from common.data.batch import Batch
+from common.data.load import load_dataset
+from common.data.pipeline import batches
 from common.errors import UserError
 from common.frameworks import FRAMEWORKS, Framework
 from common.recipes import own
@@ -242,6 +244,18 @@ def test_a_run_goes_back_to_the_rows_of_its_checkpoint(carried: bool, tmp_path: 
     ]
     assert [row["epoch"] for row in book.evaluations] == [1, 2]
     assert book.best == {"test": (1.0, 1)}
+
+
+@pytest.mark.parametrize(("done", "until", "steps"), [(0, 2, [1, 2, 3]), (0, 4, [1, 2, 3, 4, 5]), (4, 6, [5, 6, 7])])
+def test_steps_are_repeated_to_one_beyond_the_fault(done: int, until: int, steps: list[int], tmp_path: Path) -> None:
+    """Before which the parameters that the faulty step has left are looked at; the same batches, of their epochs."""
+    book, (train, _) = of_journal(tmp_path), load_dataset("digits")
+    train = replace(train, ids=train.ids[: 3 * book.recipe.batch_size])
+    book.progress = replace(book.progress, step=done, epoch=done // 3)
+    found = list(book.repeat(train, until))
+    assert [step for step, _ in found] == steps
+    every = [batch for epoch in range(3) for batch in batches(train, book.recipe, epoch, train=True)]
+    assert all(np.array_equal(batch.ids, every[step - 1].ids) for step, batch in found)
 
 
 def test_the_validation_split_says_which_is_best(tmp_path: Path) -> None:

@@ -373,7 +373,7 @@ def test_a_process_that_follows_has_all_that_the_first_one_has(monkeypatch: pyte
             message[:] = sent
         sent[:] = message
 
-    monkeypatch.setattr(torch_impl.world.dist, "broadcast_object_list", broadcast)
+    monkeypatch.setattr("torch.distributed.broadcast_object_list", broadcast)
     monkeypatch.setattr(torch_impl.world, "DistributedDataParallel", lambda model, **_: model)
     assert torch_impl.world.share(first, World(0, 2), 5) == 5
     assert torch_impl.world.share(other, World(1, 2), 0) == 5

@@ -123,6 +123,7 @@ def test_a_resumed_run_needs_the_same_data(run: RunFolder) -> None:
 
     again()
     assert about(run).splits == {"train": train.fingerprint(), "test": test.fingerprint()}
+    assert about(run).stored == train.image == (8, 8, 1)
     with pytest.raises(UserError, match="began with 1437 train images, and there are 1000 now: a resumed run needs"):
         again(train=replace(train, ids=train.ids[:1000]))
     with pytest.raises(UserError, match=r"began with 360 test images, but not the same ones \(other names or labels\)"):

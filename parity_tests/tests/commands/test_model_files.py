@@ -451,3 +451,11 @@ def test_what_a_run_has_skipped_it_does_not_see_again(split: Any, tmp_path: Path
     assert found.fingerprint() == splits[split].fingerprint()
     assert sum(map(len, splits.values())) == 18
     assert not {Path(file).relative_to(tmp_path / "data").as_posix() for file in found.files} & {*bad}
+
+
+def test_photographs_become_what_the_networks_data_is_and_nothing_else_changes(tmp_path: Path) -> None:
+    recipe = get_recipe("fashion_mnist_best")
+    network = Network(tmp_path / "x.pt", recipe.model_arch((28, 28, 1), 10), recipe, ())
+    digits, _ = load_dataset("digits")
+    taken, _ = network.take(replace(digits, image=None))
+    assert taken == replace(network, known=replace(recipe, preprocess=replace(recipe.preprocess, host_resize=28)))

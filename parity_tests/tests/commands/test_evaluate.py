@@ -642,6 +642,7 @@ def test_a_network_knows_the_size_that_its_data_has() -> None:
     recipe = get_recipe("digits")
     arch = recipe.model_arch((8, 8, 1), 10)
     assert Network(None, arch, recipe, ()).stored == (8, 8, 1)
+    assert Network(None, arch, recipe, (), (16, 16, 1)).stored == (16, 16, 1), "what its file says goes before"
     folder = replace(recipe, dataset="folder:x", preprocess=Preprocess(crop=48))
     assert Network(None, folder.model_arch(None, 3), folder, ()).stored == (48, 48, 3)
     assert networks.pretrained(()).stored == (256, 256, 3)

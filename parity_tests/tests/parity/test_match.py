@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import parity
+from parity import pairing
 from parity_tests.tests.parity.pairs import NET, TAIL, LinenTail, Planned, TorchTail, batches, mixed
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -263,6 +264,10 @@ def test_a_pairing_is_kept_and_edited(tmp_path: Path) -> None:
     (tmp_path / "wrong.json").write_text(json.dumps(rows), "utf-8")
     with pytest.raises(parity.Unmatched, match=r"key\.kernel, query\.kernel of Flax must be named once"):
         _matched(TAIL, pairs=tmp_path / "wrong.json")
+    again = json.loads((tmp_path / "edited.json").read_text("utf-8"))
+    (tmp_path / "twice.json").write_text(json.dumps([*again, again[0]]), "utf-8")
+    with pytest.raises(parity.Unmatched, match=r"q\.bias, q\.weight of PyTorch must be named once"):
+        pairing._read(tmp_path / "twice.json", edited.models)
 
 
 class _Encoder(nn.Module):

@@ -72,6 +72,7 @@ def test_an_agreement_is_set_beside_rounding(assert_parity: Any) -> None:
     assert verdict.noise is not None
     own = verdict.noise.largest(verdict.report.largest().phase).relative
     assert 1e-17 < own < 1e-12
+    assert not {"batch", "input"} & {*verdict.noise.phases()}, "which no weight has a part in"
     assert verdict.sentence.endswith(f"PyTorch parts from itself by {own:.2g} there.")
     with pytest.raises(AssertionError, match="part at step 0, activation, out"):
         assert_parity(*replace(TAIL, linen=LinenTail(scale=1.0)).sides(), batches(TAIL.shape))
@@ -112,6 +113,8 @@ def test_a_difference_may_be_some_times_the_own_noise(own: float, times: float, 
     apart = parity.Difference(0, "activation", "q", 1.0, times * own, 1.0, 1.0, 1e-10, cause="something")
     assert walk._within_noise(apart).within is within
     assert not walk._within_noise(replace(apart, tensor="k")).within
+    walk.given = True
+    assert not walk._within_noise(apart).within, "a bound that is asked for is one"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import parity
 import parity.linen
 import parity.torch
 from parity import initialisation
-from parity.initialisation import _described, _detectable, _differ, _spread
+from parity.initialisation import _described, _detectable, _differ, _sampled, _spread
 from parity_tests.tests.parity.pairs import NET, LinenNet, TorchNet, batches
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -101,6 +101,13 @@ def test_the_error_of_a_spread_is_the_delta_methods(draw: str, size: int, least:
     # A deviation that differs by this share is one in which the logarithms of two variances are so many errors apart.
     seen = _detectable(values, values, 0.0456) + 1
     assert 2 * np.log(seen) == pytest.approx(2 * 2**0.5 * _spread(values), rel=1e-2)
+
+
+def test_a_sample_of_a_tensor_is_of_all_of_it() -> None:
+    values = _sampled(np.arange(2.0**18).reshape(512, 512))
+    assert 25_000 <= len(values) <= 100_000
+    assert (values[0], values[-1] > 2**18 - 20) == (0, True)
+    assert len({*np.diff(values)}) == 1
 
 
 def test_other_spread_and_other_shape_are_told_apart() -> None:

@@ -42,6 +42,17 @@ def test_the_table_says_what_was_decided() -> None:
     ]
 
 
+def test_gradients_are_compared_backwards() -> None:
+    """From the loss on, as they are made: the first that differs is nearest to its cause."""
+    found = _matched(values=False)
+    ours, theirs = (dict.fromkeys(("gradient", "parameter"), model.parameters) for model in found.models)
+    one, other = found.translated(ours, theirs)
+    for trace in (one, other):
+        forward, backward = ([*dict.fromkeys(n.split(".")[0] for n in trace[p])] for p in ("parameter", "gradient"))
+        assert forward == ["stem", "norm", "mid", "wide", "layer_norm", "head"]
+        assert backward == forward[::-1]
+
+
 class _Every(nn.Module):
     """Every kind of layer that has an axis to turn."""
 

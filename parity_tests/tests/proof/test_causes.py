@@ -243,6 +243,9 @@ def test_the_side_that_clips_is_named_with_its_norm(turned: bool, slot: str, sha
     )
     said = _of_sides(turned, f"{slot}/w", plain, more)
     assert said == "MORE clips gradients, of norm 5, to 2.5: all that it makes of them is smaller."
+    for side in (plain, more):
+        del side["optimizer"][f"{slot}/b"]
+    assert "clips" not in _of_sides(turned, f"{slot}/w", plain, more), "of one tensor nothing is known of all"
 
 
 @turned

@@ -11,6 +11,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from common.data.load import load_dataset
 from common.data.photos import open_image, opened
 from common.data.sources import Arrays
 from common.errors import DamagedError, UserError
-from common.recipes.spec import Recipe
+from common.recipes.spec import Recipe, Schedule
 from common.recipes.zoo import get_recipe
 from common.runs import plots
 from common.runs.files import write_json
@@ -148,6 +149,32 @@ def test_a_folder_may_move_but_no_other_data_become_one() -> None:
     assert changed(here, there) is None
     assert changed(digits, here) == ("dataset", "digits", "folder:a")
     assert changed(here, digits) == ("dataset", "folder:a", "digits")
+
+
+def test_a_resumed_run_may_have_more_epochs_and_nothing_else() -> None:
+    """Every field of a recipe that has another value is named, those of its parts too."""
+    assert changed(DIGITS, replace(DIGITS, epochs=DIGITS.epochs + 1)) is None
+    for name, old in to_dict(DIGITS).items():
+        if isinstance(old, dict):
+            part, before = next(iter(old)), getattr(DIGITS, name)
+            other: Any = replace(DIGITS, **{name: replace(before, **{part: "other"})})
+            assert changed(DIGITS, other) == (f"{name}.{part}", old[part], "other")
+        elif name != "epochs":
+            other = replace(DIGITS, **{name: "other"})  # type: ignore[arg-type]
+            assert changed(DIGITS, other) == (name, old, "other")
+
+
+@pytest.mark.parametrize("epochs", [7, 8, 9])
+def test_a_cosine_over_other_epochs_is_another_one(epochs: int, tmp_path: Path) -> None:
+    """What a rate has been was of so many epochs, of fewer as of more."""
+    recipe = replace(DIGITS, epochs=8, schedule=Schedule("cosine"))
+    run = RunFolder.create(tmp_path / "run", recipe)
+    refused = pytest.raises(UserError, match=r"a resumed run (keeps its epochs|cannot)")
+    with (
+        nullcontext() if epochs == 8 else refused,
+        open_or_create(run.path, replace(recipe, epochs=epochs), "torch", resume=True),
+    ):
+        pass
 
 
 def test_other_files_in_a_folder_are_other_data(tmp_path: Path) -> None:

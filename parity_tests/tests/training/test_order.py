@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from inspect import unwrap
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -21,6 +22,7 @@ import torch
 from flax.traverse_util import unflatten_dict
 from scipy.special import log_softmax
 
+import flax_impl.accumulate
 import flax_impl.engine
 import flax_impl.evaluate
 import flax_impl.feed
@@ -405,6 +407,20 @@ def test_a_step_that_is_left_out_keeps_its_batch_statistics_and_nothing_else() -
     assert list(ours.dropout.key) == jax.random.key_data(after.dropout_key).tolist() == masks, "it is a step to dropout"
     assert torch_impl.engine.Engine(torch_impl.train.train_epoch).left_out(ours) == 2
     assert flax_impl.engine.Engine(flax_impl.train.train_epoch).left_out(after) == 1
+
+
+def test_the_gradient_function_is_told_which_rows_only_pad() -> None:
+    """Or their losses would count; the mean is over the others."""
+    told: list[Any] = []
+
+    def backward(state: Any, stats: Any, x: Any, targets: Any, real: Any, count: Any) -> Any:
+        told.append((real.tolist(), int(count)))
+        return {}, {}, jnp.zeros(()), targets
+
+    state: Any = SimpleNamespace(recipe=SimpleNamespace(micro_batch=4), processes=1, batch_stats={}, params={})
+    real = jnp.array([True, True, True, False])
+    flax_impl.accumulate.accumulate(backward, state, jnp.zeros((4, 2)), jnp.zeros((4, 3)), real)
+    assert told == [([True, True, True, False], 3)]
 
 
 def test_a_right_guess_is_of_the_own_label_however_little_of_it_is_left() -> None:

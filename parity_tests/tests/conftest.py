@@ -24,6 +24,7 @@ import signal
 from collections.abc import Iterator
 
 import jax
+import psutil
 import pytest
 
 import common.system
@@ -52,11 +53,18 @@ def _drop_compiled() -> Iterator[None]:
     gc.collect()
 
 
+_GROWN = 64 << 20  # bytes from which on a collection is worth its time, of thousands of tests a minute and more
+_held = [0]
+
+
 @pytest.fixture(autouse=True)
 def _leave_no_trace() -> Iterator[None]:
     """Drop networks in reference cycles, and the x64 mode that a float64 run switches on for its whole process."""
     yield
-    gc.collect()
+    process = psutil.Process()
+    if process.memory_info().rss > _held[0] + _GROWN:
+        gc.collect()
+        _held[0] = process.memory_info().rss
     jax.config.update("jax_enable_x64", False)
 
 

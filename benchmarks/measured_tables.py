@@ -17,7 +17,7 @@ from typing import Any
 import tyro
 
 from benchmarks import photos
-from benchmarks.measured import FILE, is_whole, read
+from benchmarks.measured import FILE, is_whole, read, spread
 from benchmarks.pairs import by_seed, difference
 from common.commands.shell import guard
 from common.frameworks import FRAMEWORKS
@@ -57,12 +57,10 @@ Row = dict[str, Any]
 
 
 def score(rows: Sequence[Row]) -> str:
-    """Accuracy of runs that differ by their seed: `97.8 ± 0.5 % (3 seeds)`, of one `81.9 %`."""
-    last = [100 * row["test_accuracy"][-1] for row in rows]
-    if len(last) > 1:
-        return f"{mean(last):.1f} ± {stdev(last):.1f} % ({len(last)} seeds)"
-    after = "" if is_whole(rows[0]) else f" after {rows[0]['epochs']} of {rows[0]['of_epochs']} epochs"
-    return f"{last[0]:.1f} %{after}"
+    """Accuracy of runs that differ by their seed; of a single one, how far it came if that is not its end."""
+    alone = len(rows) == 1 and not is_whole(rows[0])
+    after = f" after {rows[0]['epochs']} of {rows[0]['of_epochs']} epochs" if alone else ""
+    return spread([100 * row["test_accuracy"][-1] for row in rows]) + after
 
 
 def alike(row: Row) -> tuple[Any, ...]:

@@ -14,20 +14,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
 import tyro
 from PIL import Image
 
-from benchmarks.measured import read, title
+from benchmarks.measured import read, spread, title
 from common.commands.photos import BACKBONE
 from common.commands.shell import guard
 from common.data.load import load_dataset
 from common.errors import UserError
 from common.frameworks import FRAMEWORKS, Framework
-from common.runs.files import write_json
+from common.runs.files import atomic, write_json
 from common.runs.folder import RunFolder
 from common.weights.result import result_of_run
 from parity_tests.results import RESULTS, ROOT
@@ -57,24 +56,26 @@ class Options:
 
 
 def write_pictures(folder: Path) -> None:
-    """A folder for each split, in it one for each class."""
-    for data, (split, each) in zip(load_dataset(DATASET), EACH.items(), strict=True):
-        images, labels = data.source.read(data.ids, None)
-        for name in CLASSES:
-            place = folder / split / name
-            place.mkdir(parents=True, exist_ok=True)
-            for number in np.flatnonzero(labels == data.class_names.index(name))[:each]:
-                Image.fromarray(images[number]).save(place / f"{number}.png")
+    """A folder for each split, in it one for each class; whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(folder) as part:
+        for data, (split, each) in zip(load_dataset(DATASET), EACH.items(), strict=True):
+            images, labels = data.source.read(data.ids, None)
+            for name in CLASSES:
+                place = part / split / name
+                place.mkdir(parents=True)
+                for number in np.flatnonzero(labels == data.class_names.index(name))[:each]:
+                    Image.fromarray(images[number]).save(place / f"{number}.png")
 
 
-def train(framework: Framework, seed: int, words: Sequence[str], pictures: Path, folder: Path) -> dict[str, Any]:
+def train(framework: Framework, seed: int, start: str, pictures: Path, folder: Path) -> dict[str, Any]:
     """A run as a row of the results; one that is in its folder already goes on.
 
     Raises:
         UserError: it failed; its own words say why.
     """
-    begun = RunFolder.is_at(folder)
-    said = ["--resume", folder] if begun else [pictures, "--out", folder, "--seed", seed, "--device", "cpu", *words]
+    begins = [pictures, "--out", folder, "--seed", seed, "--device", "cpu", *STARTS[start]]
+    said = ["--resume", folder] if RunFolder.is_at(folder) else begins
     command = [sys.executable, "-m", f"{framework}_impl.photos", *map(str, said)]
     if code := subprocess.run(command, cwd=ROOT, check=False).returncode:
         raise UserError(f"Training in {folder} ended with exit code {code}; the same command goes on with it.")
@@ -86,7 +87,7 @@ def train(framework: Framework, seed: int, words: Sequence[str], pictures: Path,
         "recipe": run.recipe.name,
         "framework": framework,
         "seed": seed,
-        "start": next(start for start, each in STARTS.items() if each == tuple(words)),
+        "start": start,
         "test_accuracy": round(scores[choice.epoch], 4),
         "epoch": choice.epoch,
         "epochs": max(scores),
@@ -105,8 +106,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
             found = [
                 100 * row["test_accuracy"] for row in rows if (row["start"], row["framework"]) == (start, framework)
             ]
-            spread = f" ± {stdev(found):.1f} % ({len(found)} seeds)" if len(found) > 1 else " % (1 seed)"
-            cells.append(f"{mean(found):.1f}{spread}" if found else "not measured")
+            cells.append(f"{spread(found)}{' (1 seed)' * (len(found) == 1)}" if found else "not measured")
         yield f"| {' | '.join(cells)} |"
 
 
@@ -128,13 +128,13 @@ def main() -> None:
     if not pictures.exists():
         write_pictures(pictures)
     for seed in range(SEEDS):
-        for start, words in STARTS.items():
+        for start in STARTS:
             for framework in options.frameworks:
                 rows = read(options.file)
                 if any((row["start"], row["framework"], row["seed"]) == (start, framework, seed) for row in rows):
                     continue
-                name = f"{framework}-{'scratch' if words else 'convolutions'}-{seed}"
-                rows.append(train(framework, seed, words, pictures, options.runs / name))
+                folder = options.runs / f"{framework}-{start.split()[-1]}-{seed}"
+                rows.append(train(framework, seed, start, pictures, folder))
                 write_json(options.file, sorted(rows, key=lambda row: (row["start"], row["framework"], row["seed"])))
 
 

@@ -53,7 +53,7 @@ def _drop_compiled() -> Iterator[None]:
     gc.collect()
 
 
-_GROWN = 64 << 20  # bytes from which on a collection is worth its time, of thousands of tests a minute and more
+_GROWN = 64 << 20  # bytes; a collection after each of thousands of tests would take minutes
 _held = [0]
 
 

@@ -229,12 +229,12 @@ def test_photographs_are_the_first_of_each_class(tmp_path: Path, monkeypatch: py
     ]
     monkeypatch.setattr(photos, "load_dataset", lambda name: splits)
     monkeypatch.setattr(photos, "EACH", {"train": 3, "test": 2})
-    photos.write_pictures(tmp_path)
+    photos.write_pictures(folder := tmp_path / "runs" / "pictures")
     for data, (split, each) in zip(splits, photos.EACH.items(), strict=True):
-        assert {path.name for path in (tmp_path / split).iterdir()} == {*photos.CLASSES}
+        assert {path.name for path in (folder / split).iterdir()} == {*photos.CLASSES}
         images, labels = data.source.read(data.ids, None)
         for name in photos.CLASSES:
             first = np.flatnonzero(labels == names.index(name))[:each]
-            assert {path.name for path in (tmp_path / split / name).iterdir()} == {f"{place}.png" for place in first}
-            with Image.open(tmp_path / split / name / f"{first[0]}.png") as picture:
+            assert {path.name for path in (folder / split / name).iterdir()} == {f"{place}.png" for place in first}
+            with Image.open(folder / split / name / f"{first[0]}.png") as picture:
                 np.testing.assert_array_equal(np.asarray(picture), images[first[0]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from pathlib import Path
@@ -12,7 +11,6 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from parity_tests import QUICK_XLA
 from parity_tests.results import ROOT
 
 FILE = ROOT / "docs" / "quickstart.ipynb"
@@ -60,7 +58,7 @@ def test_it_runs_from_top_to_bottom(notebook: Any) -> None:
     """In docs, as Jupyter starts it: pictures are drawn, losses fall, and the frameworks agree as it says they do."""
     place = {"metadata": {"path": str(FILE.parent)}}
     client = NotebookClient(notebook, timeout=900, kernel_name="python3", resources=place)
-    done = client.execute(env={**os.environ, "XLA_FLAGS": QUICK_XLA})
+    done = client.execute()
     outputs = [output for cell in done.cells if cell.cell_type == "code" for output in cell.outputs]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
     assert sum("text/html" in output.get("data", {}) for output in outputs) == 2  # sources beside each other

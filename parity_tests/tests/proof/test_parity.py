@@ -18,7 +18,7 @@ from parity_tests.material import narrow
 from parity_tests.results import Record
 from parity_tests.single_step import bounds_for, compare_step, measure_step, recipe_for
 
-# Each recipe takes one step in each of three epochs; of every kind of recipe one takes four, the last of them ragged.
+# Each recipe takes one step in each of three epochs; two of them take four, the last of which is ragged.
 SHORT, QUICK, LONG = 3, 12, 200
 KINDS = ("digits", "cifar10_best")
 

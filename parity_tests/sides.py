@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from inspect import unwrap
@@ -28,10 +29,12 @@ from flax_impl import convert
 from flax_impl import device as flax_device
 from flax_impl import feed as flax_feed
 from parity.compare import Tensors, Trace
+from parity_tests import QUICK_XLA
 from parity_tests.outputs import mark, shown
 from torch_impl import device as torch_device
 from torch_impl import feed as torch_feed
 
+LARGE = 100  # pixels: code that is not optimized at all then takes longer to run than some effort to compile
 Edit = Callable[[torch.nn.Module], None]
 
 
@@ -122,7 +125,10 @@ class FlaxSide:
 
     def __init__(self, state: flax_impl.state.TrainState, arch: Arch) -> None:
         self.state, self.arch = state.replace(tx=_watched(state.tx)), arch
-        self.compiled = jax.jit(shown(unwrap(flax_impl.train.train_step)))  # without the original's trace and donation
+        worth = arch.image[0] >= LARGE and os.environ.get("XLA_FLAGS") == QUICK_XLA
+        options = {"xla_backend_optimization_level": 1} if worth else None
+        step = shown(unwrap(flax_impl.train.train_step))  # without the original's trace and donation
+        self.compiled = jax.jit(step, compiler_options=options)
 
     def step(self, batch: Batch) -> Trace:
         """Train on one batch; see `compare.Side`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import subprocess
 import sys
@@ -82,6 +83,21 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit + ("+changes" if changed else "")
+
+
+_SPINS = "10000"  # of 300,000
+
+
+def wait_briefly() -> None:
+    """Let OpenMP's threads that wait for each other give their cores to other work soon, unless the environment says
+    how they wait.
+
+    By itself libgomp, PyTorch's OpenMP on Linux, has them spin for milliseconds: where another job takes one of the
+    cores, that is most of the time. Where none does they rarely wait so long. It is read once, when PyTorch is imported
+    (https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html).
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
 
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc, malloc.h

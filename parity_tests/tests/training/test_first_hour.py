@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -174,6 +175,23 @@ def test_what_steps_keep_is_given_back_at_their_end() -> None:
     kept, given = map(int, done.stdout.split())
     assert kept < 10
     assert given > 110
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [({}, "10000 None"), ({"GOMP_SPINCOUNT": "7"}, "7 None"), ({"OMP_WAIT_POLICY": "active"}, "None active")],
+)
+def test_openmp_is_told_how_to_wait_before_pytorch_is_imported(
+    given: dict[str, str], told: str, tmp_path: Path
+) -> None:
+    """And what the environment says stays."""
+    (tmp_path / "torch.py").write_text(
+        "import os\nprint(*map(os.environ.get, ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY')))\nraise SystemExit"
+    )
+    alone = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "PATH": os.environ["PATH"]}
+    command = [sys.executable, "-c", "import torch_impl.train"]
+    done = subprocess.run(command, env=alone | given, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == told
 
 
 def test_a_commit_says_whether_its_files_were_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

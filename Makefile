@@ -324,7 +324,7 @@ EXAMPLE.IMAGE := IMAGE=cat.jpg, a picture or a folder of them
 EXAMPLE.DATASET := DATASET=cifar10
 EXAMPLE.TO := TO=model.onnx, the file to write
 # Others' variables, which the commands get from make.
-OTHERS := PYTHON% SHELL MAKEFLAGS GPU TMPDIR HOME PATH TFDS_% ALEXNET_% PARITY_% CUDA_% OMP_% MKL_% NCCL_% XLA_% JAX_% \
+OTHERS := PYTHON% SHELL MAKEFLAGS GPU TMPDIR HOME PATH TFDS_% ALEXNET_% PARITY_% CUDA_% OMP_% GOMP_% MKL_% NCCL_% XLA_% JAX_% \
 	TORCH_% PYTORCH_% PIP_% UV_% MPL% %_proxy %_PROXY
 
 # A slip of the keyboard is told of before anything is installed.

@@ -29,13 +29,14 @@ from common.commands.shell import guard
 from common.config import read_json
 from common.errors import UserError, lookup
 from common.runs.files import write_json
-from common.system import commit, package_versions
+from common.system import SPINS, commit, package_versions
 from parity_tests.results import RESULTS, ROOT
 
-# Those who wait for their turn must not spin, nor hold memory that they do not use: JAX takes no more of a GPU than
-# this share, for what its autotuner once tried it keeps. A first step is one on a machine that has kept no programs.
+# Those who wait for their turn must neither spin nor hold memory that they do not use: OpenMP's threads wait as they do
+# in training, and JAX takes no more of a GPU than this share, for what its autotuner once tried it keeps. A first step
+# is one on a machine that has kept no programs.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if "CLIENT_MEM_FRACTION" not in name} | {
-    "OMP_WAIT_POLICY": "passive",
+    "GOMP_SPINCOUNT": SPINS,
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     "XLA_CLIENT_MEM_FRACTION": "0.2",
     "JAX_ENABLE_COMPILATION_CACHE": "false",

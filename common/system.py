@@ -85,7 +85,7 @@ def commit() -> str | None:
     return commit + ("+changes" if changed else "")
 
 
-_SPINS = "10000"  # of 300,000
+SPINS = "10000"  # of 300,000, which are libgomp's own
 
 
 def wait_briefly() -> None:
@@ -97,7 +97,7 @@ def wait_briefly() -> None:
     (https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc, malloc.h

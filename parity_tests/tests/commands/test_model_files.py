@@ -359,7 +359,12 @@ def test_names_as_people_give_them(tmp_path: Path) -> None:
     for given, told in (("a,,b", "class 1 is empty"), ("a,b,a", "'a' is there more than once"), ("no.txt", "cannot")):
         with pytest.raises(UserError, match=told):
             read_names(given)
+    for text in ('"ab"', '{"a": 0}', '["a", 1]'):
+        (tmp_path / "names.json").write_text(text)
+        with pytest.raises(UserError, match="names.json is not a list of names"):
+            read_names(str(tmp_path / "names.json"))
     assert difference(["a", "b"], ["b", "a"]) == ""
+    assert difference([*"abcdefg"], []) == "the network does not know 'a', 'b', 'c', 'd', 'e' and 2 more"
     assert "more than one class called 'a'" in difference(["a", "a"], ["a", "b"])
 
 

@@ -39,6 +39,10 @@ CHOSEN = (
 
 MESSAGES = {"print", "warn", "warning", "info", "debug", "error", "exception", "log", "UserError"}  # what calls print
 GUARDS = {"frozen", "slots", "kw_only", "strict"}  # keywords
+LOOKS = {  # matplotlib's keywords
+    *("alpha", "dpi", "figsize", "fontsize", "frameon", "gridspec_kw", "ha", "layout", "linestyle", "linewidth"),
+    *("loc", "marker", "markersize", "minor_thresholds", "ncols", "va"),
+}
 CACHES = {"cache", "lru_cache", "cached_property"}
 MARKS = {"overload", "override", "final", "abstractmethod", "runtime_checkable"}
 REASONS = {
@@ -47,6 +51,7 @@ REASONS = {
     "cache": "without a cache the same is computed more slowly",
     "guard": "frozen, slots, kw_only and strict stop a programmer's mistake and change no result",
     "import": "an import computes nothing",
+    "look": "how a picture looks is seen to; what it shows is tried",
     "main": "below `if __name__` and `if TYPE_CHECKING` nothing runs in a test's process",
     "mark": "a mark for the type checker or an abstract method",
     "message": "what is raised, printed or logged is for people",
@@ -278,6 +283,11 @@ def _parts(node: ast.AST) -> Iterator[tuple[Any, str]]:
                 yield line, _reason(decorator)
         case ast.keyword(arg=name) if name in GUARDS:
             yield node, "guard"
+        case ast.keyword(arg=name) if name in LOOKS:
+            yield node, "look"
+        case ast.Dict(keys=keys, values=values):
+            looks = (value for key, value in zip(keys, values, strict=True) if getattr(key, "value", "") in LOOKS)
+            yield from ((value, "look") for value in looks)
         case ast.stmt():
             yield node, _reason(node)
 

@@ -124,11 +124,17 @@ def test_the_picture_shows_every_run(runs: Path, tmp_path: Path) -> None:
     assert [[1, 0.5], [2, 0.75], [3, 0.75]] in by_epoch
     assert [[1, 0.25], [2, 0.5]] in by_epoch
     assert len(losses.lines) == 2 + 3 + 2
-    assert len({line.get_color() for line in losses.lines}) == len(paths)
+    colours = list(dict.fromkeys(str(line.get_color()) for line in losses.lines))
+    assert len(colours) == len(paths)
     [legend] = figure.legends
     texts = [text.get_text() for text in legend.get_texts()]
     assert [text.rpartition(": ")[2].partition(",")[0] for text in texts[:3]] == ["PyTorch", "Flax", "PyTorch"]
     assert texts[3:] == ["train", "val", "test"]
+    assert [str(line.get_color()) for line in legend.get_lines()[:3]] == colours
+    assert [(axis.get_xlabel(), axis.get_ylabel()) for axis in figure.axes] == [
+        ("epoch", "loss"),
+        ("epoch", "accuracy"),
+    ]
     for axis in figure.axes:  # outside the data
         assert not axis.get_window_extent().overlaps(legend.get_window_extent())
     with Image.open(tmp_path / "all.png") as picture:

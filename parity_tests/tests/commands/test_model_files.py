@@ -361,7 +361,7 @@ def test_names_as_people_give_them(tmp_path: Path) -> None:
             read_names(given)
     for text in ('"ab"', '{"a": 0}', '["a", 1]'):
         (tmp_path / "names.json").write_text(text)
-        with pytest.raises(UserError, match="names.json is not a list of names"):
+        with pytest.raises(UserError, match="is not a list of names"):
             read_names(str(tmp_path / "names.json"))
     assert difference(["a", "b"], ["b", "a"]) == ""
     assert difference([*"abcdefg"], []) == "the network does not know 'a', 'b', 'c', 'd', 'e' and 2 more"

@@ -206,6 +206,7 @@ def finished(tree: Tree) -> dict[str, str]:
         ("from a import *\nPair = tuple[int, A | B]\nx = cast(A | B, y)\n", set()),
         ("if __name__ == '__main__':\n    f(1)\nif TYPE_CHECKING:\n    f(1)\n", set()),
         ("zip(a, b, strict=True)\n", {"pass"}),
+        ("x = {'alpha': 1, 'a': y()}\nplot(x, dpi=2)\n", {"pass"}),
         ("try:\n    x\nexcept a.b.C as e:\n    y\n", {"except NothingRaisesThis as e:"}),
         ("try:\n    x\nexcept (A, b.C):\n    y\n",
          {"except (NothingRaisesThis, b.C):", "except (A, NothingRaisesThis):"}),

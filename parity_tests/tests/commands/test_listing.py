@@ -113,6 +113,10 @@ def drawn(runs: list[Path], dest: Path) -> Figure:
     return kept[0]
 
 
+def test_a_long_name_is_cut_to_its_length() -> None:
+    assert [figures.shorten(text, 4) for text in ("abcd", "abcde", "a\udcffbc")] == ["abcd", "abc…", "a\\u…"]
+
+
 def test_the_picture_shows_every_run(runs: Path, tmp_path: Path) -> None:
     made(tmp_path / "$a_1$", "torch", 5, {"test": [0.5, 0.6]})
     paths = [runs / "old", runs / "compare/flax", tmp_path / "$a_1$"]

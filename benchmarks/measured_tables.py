@@ -19,6 +19,7 @@ import tyro
 from benchmarks import photos
 from benchmarks.measured import FILE, is_whole, read, spread
 from benchmarks.pairs import by_seed, difference
+from common.commands.photos import FOLDER
 from common.commands.shell import guard
 from common.frameworks import FRAMEWORKS
 from common.recipes.zoo import RECIPES
@@ -28,6 +29,7 @@ from parity_tests.results import RESULTS, ROOT
 PAGES = ("README.md", "docs/recipes.md")  # with a table of recipes, whose last column is `HEAD`
 HEAD = "measured here"
 NONE = "not measured"
+OWN = {name for name, recipe in RECIPES.items() if recipe.dataset.startswith(FOLDER)}  # of pictures that others have
 RESULTS_PAGE = "docs/results.md"
 PHOTOS_PAGE = "docs/data.md"
 INTRODUCTION = """\
@@ -93,14 +95,14 @@ def cell(recipe: str, rows: Sequence[Row]) -> str:
 
 
 def fill(page: str, rows: Sequence[Row]) -> str:
-    """A page with its tables' last column filled, in tables whose last column is `HEAD`."""
+    """A page with its tables' last column filled, in tables whose last column is `HEAD`, but for the rows of `OWN`."""
     lines, inside = page.split("\n"), False
     for number, line in enumerate(lines):
         if line.rstrip().endswith(f"| {HEAD} |"):
             inside = True
         elif not line.startswith("|"):
             inside = False
-        elif inside and (names := re.findall(r"`([a-z0-9_]+)`", line.split("|")[1])):
+        elif inside and (names := re.findall(r"`([a-z0-9_]+)`", line.split("|")[1])) and not OWN & set(names):
             kept = line.rstrip()[:-1].rpartition("|")[0]
             cells = [cell(name, rows) for name in names]
             said = (

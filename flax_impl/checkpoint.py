@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import jax
@@ -24,6 +26,8 @@ from common.runs.progress import Progress
 from flax_impl.init import initialize
 from flax_impl.model import build
 from flax_impl.state import TrainState
+
+_STILL, _PATIENCE = 0.3, 10.0  # seconds
 
 
 def save(path: Path, state: TrainState, progress: Progress) -> None:
@@ -43,8 +47,12 @@ def save(path: Path, state: TrainState, progress: Progress) -> None:
         progress=ocp.args.JsonSave(to_dict(progress)),
     )
     with atomic(path.absolute()) as part:
-        with _quiet(), _checkpointer() as checkpointer:
-            checkpointer.save(part, content)
+        try:
+            with _quiet(), _checkpointer() as checkpointer:
+                checkpointer.save(part, content)
+        except Exception:
+            _settle(part.parent)  # or its threads would write anew what is cleared away
+            raise
         write_sums(part)
 
 
@@ -122,6 +130,14 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+
+
+def _settle(folder: Path) -> None:
+    """Wait until nothing more is added to a folder: orbax's threads go on for a moment after a write has failed."""
+    before, deadline = None, monotonic() + _PATIENCE
+    while (found := list(os.walk(folder))) != before and monotonic() < deadline:
+        before = found
+        sleep(_STILL)
 
 
 @cache

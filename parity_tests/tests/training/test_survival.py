@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -11,6 +12,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,6 +23,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import torch
 from hypothesis import given, settings
@@ -48,6 +51,7 @@ from common.system import package_versions
 from common.training import faults
 from common.weights import exchange
 from common.world import World
+from flax_impl.state import init_state
 from parity_tests.material import narrow
 from parity_tests.results import ROOT
 from parity_tests.tests.training.test_runs import ENGINE, TRAIN, both, quick, reproducible, snapshot
@@ -563,6 +567,30 @@ def test_what_is_tried_of_a_batch_is_a_training_steps(tmp_path: Path) -> None:
         assert batch.draws.keys() == first.draws.keys() >= {"flip", "mixup"}
         assert np.array_equal(batch.ids, first.ids[: batch.count])
         assert max(batch.facts.partner) < batch.count
+
+
+def test_what_orbaxs_threads_still_write_is_cleared_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They go on for a moment after one of them has failed."""
+    threads: list[threading.Thread] = []
+
+    def go_on(folder: Path) -> None:
+        for number in range(5):
+            time.sleep(0.1)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / str(number)).write_text("x")
+
+    def fail(checkpointer: Any, part: Path, content: Any) -> None:
+        threads.append(threading.Thread(target=go_on, args=(part.with_name(part.name + ".tmp"),)))
+        threads[0].start()
+        raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr(ocp.Checkpointer, "save", fail)
+    recipe, arch = get_recipe("digits"), narrow(ARCHS["lenet"])
+    state = init_state(recipe, arch, 1, jax.devices("cpu")[0])
+    with pytest.raises(UserError, match="File too large"):
+        ENGINE["flax"].checkpoint.save(tmp_path / "epoch_0001.orbax", state, Progress.start(recipe, arch))
+    threads[0].join()
+    assert list(tmp_path.iterdir()) == []
 
 
 @both

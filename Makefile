@@ -190,7 +190,7 @@ gpu-run:  ## prove and measure there, in STAGES (smoke proof bench accuracy; AGA
 check: lint  ## what to run before a commit: style, types, imports and the tests that matter most (parity_tests/check.txt)
 	$(PYTEST) $(SPREAD) @parity_tests/check.txt $(ARGS)
 
-test: lint .venv-onnx/.done  ## check style, types and imports, and run the tests (a quarter of an hour on 2 cores)
+test: lint .venv-onnx/.done  ## check style, types and imports, and run the tests (about 12 minutes on 2 cores)
 	$(PYTEST) $(SPREAD) $(ARGS)
 
 test-full: .venv/.test .venv-onnx/.done  ## run every test, the long ones too, and file the curves under benchmarks/results

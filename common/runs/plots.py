@@ -14,7 +14,7 @@ from common.runs.files import atomic
 from common.runs.folder import RunFolder
 
 # Of the figure; a layout that is computed takes as long again as the picture, after every epoch.
-MARGINS = {"left": 0.06, "right": 0.99, "bottom": 0.25, "top": 0.89, "wspace": 0.24}
+MARGINS = {"left": 0.06, "right": 0.99, "bottom": 0.25, "top": 0.89, "wspace": 0.34}
 COLOURS = {"train": "#3b6fb6", "val": "#e08a1e", "test": "#b3323a"}
 
 
@@ -75,6 +75,7 @@ def _label(axes: Sequence[Any], rows: Sequence[Mapping[str, Any]], epoch: int) -
     accuracy.set(ylabel="accuracy, %", ylim=(0, 100))
     rate.set(ylabel="learning rate")
     rate.set_ylim(bottom=0)
+    rate.yaxis.set_major_formatter("{x:.3g}")
     rates = [row for row in rows if "lr" in row]
     if rates:
         rate.annotate(

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -173,11 +174,21 @@ def test_a_runs_curves_stand_over_epochs(tmp_path: Path) -> None:
         [mark] = (points for label, points in axis.items() if label.startswith("epoch 2: the best"))
         assert [x for x, _ in mark] == [2, 2]
     run = made(tmp_path / "without", "torch", 1, {"test": [0.5, 0.75, 0.5]})
+    rows = run.path / "metrics.jsonl"
+    rows.write_text(rows.read_text().replace('"lr": 0.1', '"lr": 0.0003'))
+    run.log(step=7, epoch=4, split="train", loss=0.0123, accuracy=0.75, lr=0.000125)
+    run.log(step=8, epoch=4, split="test", loss=0.0123, accuracy=0.5)
     (run.path / "manifest.json").write_text(json.dumps(run.manifest | {"arch": to_dict(ARCHS["lenet"])}))
     with mock.patch.object(Figure, "savefig", keep):
         plots.curves(run)
-    [last] = (line for line in kept[1].axes[0].lines if str(line.get_label()).startswith("epoch 3: the last"))
-    assert np.asarray(last.get_xdata()).tolist() == [3, 3]
+    [last] = (line for line in kept[1].axes[0].lines if str(line.get_label()).startswith("epoch 4: the last"))
+    assert np.asarray(last.get_xdata()).tolist() == [4, 4]
+    for figure in kept:  # scales and their names stand beside each other's axes
+        figure.draw_without_rendering()
+        boxes: list[Any] = [axis.get_tightbbox() for axis in figure.axes]
+        assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+        assert boxes[0].x0 > 0
+        assert boxes[0].y0 > figure.legends[0].get_window_extent().y1
 
 
 def test_a_picture_that_takes_anothers_place_is_told_of(

@@ -85,15 +85,15 @@ def commit() -> str | None:
     return commit + ("+changes" if changed else "")
 
 
-SPINS = "10000"  # of 300,000, which are libgomp's own
+SPINS = "10000"
 
 
 def wait_briefly() -> None:
     """Let OpenMP's threads that wait for each other give their cores to other work soon, unless the environment says
     how they wait.
 
-    By itself libgomp, PyTorch's OpenMP on Linux, has them spin for milliseconds: where another job takes one of the
-    cores, that is most of the time. Where none does they rarely wait so long. It is read once, when PyTorch is imported
+    By itself libgomp, PyTorch's OpenMP on Linux, has them spin 300,000 times: where another job takes one of the cores,
+    that is most of the time. Where none does they rarely wait so long. It is read once, when PyTorch is imported
     (https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html).
     """
     if "OMP_WAIT_POLICY" not in os.environ:

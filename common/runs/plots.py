@@ -13,7 +13,7 @@ from common.runs.choice import best_epochs, choose
 from common.runs.files import atomic
 from common.runs.folder import RunFolder
 
-# Of the figure; a layout that is computed takes as long again as the picture, after every epoch.
+# Of the figure; a layout that is computed takes half as long as all the rest, after every epoch.
 MARGINS = {"left": 0.06, "right": 0.99, "bottom": 0.25, "top": 0.89, "wspace": 0.34}
 COLOURS = {"train": "#3b6fb6", "val": "#e08a1e", "test": "#b3323a"}
 

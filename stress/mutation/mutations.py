@@ -39,7 +39,7 @@ CHOSEN = (
 
 MESSAGES = {"print", "warn", "warning", "info", "debug", "error", "exception", "log", "UserError"}  # what calls print
 GUARDS = {"frozen", "slots", "kw_only", "strict"}  # keywords
-LOOKS = {  # matplotlib's keywords
+LOOKS = {  # matplotlib's keywords, in files that import it: elsewhere `alpha` is a response norm's
     *("alpha", "dpi", "figsize", "fontsize", "frameon", "gridspec_kw", "ha", "layout", "linestyle", "linewidth"),
     *("loc", "marker", "markersize", "minor_thresholds", "ncols", "va"),
 }
@@ -260,8 +260,10 @@ def _text(lines: Sequence[str]) -> str:
 def _left_out(source: str) -> list[tuple[tuple[int, int], tuple[int, int], str]]:
     """Spans whose mutations are left out, each with its reason."""
     spans = [((1, -1), (1, -1), "same")]
+    draws = re.search(r"^ *(from|import) matplotlib", source, re.MULTILINE) is not None
     for node in ast.walk(ast.parse(source)):
-        spans += [(*_span(part), reason) for part, reason in _parts(node) if part is not None and reason]
+        parts = [*_parts(node), *(_looks(node) if draws else ())]
+        spans += [(*_span(part), reason) for part, reason in parts if part is not None and reason]
     return spans
 
 
@@ -283,13 +285,18 @@ def _parts(node: ast.AST) -> Iterator[tuple[Any, str]]:
                 yield line, _reason(decorator)
         case ast.keyword(arg=name) if name in GUARDS:
             yield node, "guard"
+        case ast.stmt():
+            yield node, _reason(node)
+
+
+def _looks(node: ast.AST) -> Iterator[tuple[Any, str]]:
+    """The parts of a node that say how a picture looks."""
+    match node:
         case ast.keyword(arg=name) if name in LOOKS:
             yield node, "look"
         case ast.Dict(keys=keys, values=values):
             looks = (value for key, value in zip(keys, values, strict=True) if getattr(key, "value", "") in LOOKS)
             yield from ((value, "look") for value in looks)
-        case ast.stmt():
-            yield node, _reason(node)
 
 
 def _reason(node: ast.AST) -> str:
